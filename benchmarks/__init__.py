@@ -1,0 +1,1 @@
+"""Phantom heads with known brain masks, and the scoring of predictions against them."""

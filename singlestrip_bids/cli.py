@@ -1,0 +1,243 @@
+"""The command line: parse, settle every setting, run the levels, return the exit code.
+
+Nothing heavy is imported before the arguments are known to be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .config import PRESETS, MethodConfig, RunConfig, sloppy
+from .errors import SingleStripError, Usage
+
+LEVELS = ("group", "participant")
+UNKNOWN_LEVEL = 17  # exit code of the BIDS Apps draft (BEP027)
+ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
+OTHERS = ("asl", "m0scan", "bold", "sbref", "boldref", "dwi")
+
+QUICK = PRESETS["quick"]  # its method settings are every preset's
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 64 on wrong usage, as the BIDS Apps draft asks, and with 17 on a wrong level."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit."""
+        self.print_usage(sys.stderr)
+        code = UNKNOWN_LEVEL if "argument LEVEL" in message else Usage.exit_code
+        self.exit(code, f"{self.prog}: error: {message}\n")
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value: float = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def build_parser() -> Parser:
+    """Build the parser; its help is the reference of all options."""
+    parser = Parser(
+        prog="singlestrip-bids",
+        description="Skull-stripping learnt from one labelled scan. Unlike in most BIDS Apps, "
+        "group comes FIRST: it trains a model from the one labelled scan and all the unlabelled "
+        "ones; participant then writes a brain mask of every scan.",
+        epilog="Both levels in one call: singlestrip-bids BIDS_DIR OUTPUT_DIR group participant",
+        allow_abbrev=False,
+    )
+    positive_int, positive_float = _positive(int), _positive(float)
+    parser.add_argument("bids_dir", type=Path, help="BIDS dataset; nothing is written into it")
+    parser.add_argument("output_dir", type=Path, help="derivative dataset to write")
+    parser.add_argument(
+        "levels", metavar="LEVEL", nargs="+", choices=LEVELS,
+        help="group (train), participant (mask), or both in order",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    which = parser.add_argument_group("which scans")
+    which.add_argument(
+        "--participant-label", "--participant_label", nargs="+", default=[], metavar="LABEL",
+        help="only these subjects, with or without sub-",
+    )  # fmt: skip
+    which.add_argument(
+        "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
+        help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
+        f"all adds {' '.join(OTHERS)}",
+    )  # fmt: skip
+
+    label = parser.add_argument_group("the label (group)")
+    label.add_argument(
+        "--label-subject", nargs="+", default=[], metavar="LABEL",
+        help="the labelled subject; needed where several have masks. Several subjects: all train",
+    )  # fmt: skip
+    label.add_argument("--label-mask", type=Path, metavar="FILE", help="its brain mask")
+    label.add_argument(
+        "-d", "--derivatives", type=Path, nargs="+", default=[], metavar="PATH",
+        help="look for the mask here instead of in BIDS_DIR/derivatives/*",
+    )  # fmt: skip
+
+    training = parser.add_argument_group("training (group)")
+    training.add_argument(
+        "--preset", choices=sorted(PRESETS), default=None,
+        help="quick: 4 mm for an adult head, minutes on 2 CPU cores; standard: 2 mm, a GPU; "
+        "full: 1 mm, the scale of the paper (default: standard on a GPU, quick without)",
+    )  # fmt: skip
+    training.add_argument(
+        "--voxel-size", type=positive_float, metavar="MM",
+        help="of the model's grid (default: from the labelled brain's size)",
+    )  # fmt: skip
+    training.add_argument(
+        "--real-fraction", type=_fraction, metavar="F",
+        help="share of training images made from real intensities, repainted at random; "
+        f"0 = synthetic images alone, as in the paper (default: {QUICK.synthesis.real_fraction})",
+    )  # fmt: skip
+    training.add_argument(
+        "--rounds", type=int, choices=range(10), metavar="N",
+        help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
+    )  # fmt: skip
+    training.add_argument(
+        "--top-k", type=positive_int, metavar="K",
+        help=f"pseudo-labelled scans kept in each round (default: {QUICK.top_k})",
+    )  # fmt: skip
+    training.add_argument(
+        "--steps", type=positive_int, metavar="N",
+        help="steps of the first training; fine-tuning keeps its proportion (default: preset's)",
+    )  # fmt: skip
+    training.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: 0)")
+    training.add_argument(
+        "--sloppy", action="store_true", help="a useless model in seconds: to try the plumbing"
+    )
+
+    masking = parser.add_argument_group("masking (participant)")
+    masking.add_argument(
+        "--model", type=Path, metavar="DIR",
+        help="code/singlestrip folder of an earlier group run (default: that of OUTPUT_DIR)",
+    )  # fmt: skip
+
+    how = parser.add_argument_group("how to run")
+    how.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: a GPU if there is one)",
+    )
+    how.add_argument(
+        "--omp-nthreads", type=positive_int, metavar="N", help="CPU threads (default: all cores)"
+    )
+    how.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR",
+        help="for what an unfinished training needs to go on "
+        "(default: OUTPUT_DIR/code/singlestrip/work)",
+    )  # fmt: skip
+    how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
+    return parser
+
+
+def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
+    """Apply the options to a preset."""
+    method = PRESETS[preset]
+    if arguments.sloppy:
+        method = sloppy(method)
+    if arguments.steps:
+        share = method.finetuning.steps / method.training.steps
+        finetuning = max(round(arguments.steps * share), 1)
+        method = replace(
+            method,
+            training=replace(method.training, steps=arguments.steps),
+            finetuning=replace(method.finetuning, steps=finetuning),
+        )
+    if arguments.real_fraction is not None:
+        synthesis = replace(method.synthesis, real_fraction=arguments.real_fraction)
+        method = replace(method, synthesis=synthesis)
+    given = {name: getattr(arguments, name) for name in ("rounds", "top_k", "voxel_size")}
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(method, seed=arguments.random_seed, **given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app and return its exit code (BIDS Apps draft, BEP027)."""
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from . import runtime
+
+    runtime.start_logging(arguments.verbose)
+    log = logging.getLogger("singlestrip_bids")
+    code = 0
+    try:
+        machine = runtime.start(arguments.device, arguments.omp_nthreads)
+        preset = arguments.preset or ("standard" if machine.device.type == "cuda" else "quick")
+        config = _config(arguments, preset)
+        from . import derivatives, group, participant
+
+        derivatives.check_output(config.output_dir, config.bids_dir)
+        levels = {"group": group.run, "participant": participant.run}
+        with runtime.stopping_on_sigterm():
+            for level in config.levels:
+                try:
+                    levels[level](config, machine)
+                except SingleStripError as error:
+                    if error.exit_code != 1:
+                        raise
+                    log.error("%s", error)
+                    code = 1
+    except SingleStripError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except OSError as error:
+        log.error("%s: %s; check the disk and permissions.", error.filename, error.strerror)
+        return 74
+    return code
+
+
+def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
+    def absolute(path: Path | None) -> Path | None:
+        return path.absolute() if path else None
+
+    return RunConfig(
+        bids_dir=arguments.bids_dir.absolute(),
+        output_dir=arguments.output_dir.absolute(),
+        levels=tuple(arguments.levels),
+        method=method_from(arguments, preset),
+        modalities=tuple(arguments.modalities),
+        participant_label=tuple(arguments.participant_label),
+        label_subject=tuple(arguments.label_subject),
+        label_mask=absolute(arguments.label_mask),
+        derivatives=tuple(path.absolute() for path in arguments.derivatives),
+        model=absolute(arguments.model),
+        work_dir=absolute(arguments.work_dir),
+        device=arguments.device,
+        threads=arguments.omp_nthreads,
+    )
+
+
+def entry() -> NoReturn:
+    """Console script."""
+    sys.exit(main())

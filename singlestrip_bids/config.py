@@ -1,0 +1,150 @@
+"""Settings as frozen dataclasses; each is plain data that goes to JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the U-Net.
+
+    ``stem`` folds blocks of ``stem``³ voxels into channels before the first convolution and
+    unfolds them after the last (sub-pixel convolution, Shi et al. 2016): 1 is a plain U-Net.
+    """
+
+    features: tuple[int, ...] = (16, 32, 64, 64, 64, 64, 64)
+    normalise: bool = False
+    stem: int = 1
+
+    @property
+    def multiple(self) -> int:
+        """Grid sizes must be multiples of this many voxels."""
+        return int(self.stem * 2 ** (len(self.features) - 1))
+
+
+@dataclass(frozen=True)
+class SynthesisConfig:
+    """Ranges of the random images; lengths are fractions of the edge of the model grid."""
+
+    rotation_deg: float = 25.0
+    scaling: float = 0.25
+    anisotropy: float = 0.08
+    shear: float = 0.08
+    shift: float = 0.10
+    warp: float = 0.03
+    blur: float = 0.012
+    noise: float = 0.10
+    bias: float = 0.4
+    gamma: float = 0.4
+    crop: float = 0.33
+    crop_probability: float = 0.3
+    slice_thickness: float = 0.035
+    slice_probability: float = 0.4
+    dark_air_probability: float = 0.5
+    lines_probability: float = 0.05
+    real_fraction: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One call of the training loop."""
+
+    steps: int
+    batch_size: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    cosine: bool = False
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """The autoencoder: sizes of its slices and of its training (SingleStrip, section 2.3)."""
+
+    slice_size: int = 256
+    latent: int = 100
+    epochs: int = 500
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-5
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """All that decides what the group level learns, apart from its inputs."""
+
+    preset: str
+    size: int
+    network: NetworkConfig
+    training: TrainingConfig
+    finetuning: TrainingConfig
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    voxel_size: float | None = None
+    rounds: int = 1
+    top_k: int = 10
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+PRESETS: dict[str, MethodConfig] = {
+    "quick": MethodConfig(
+        preset="quick",
+        size=64,
+        network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
+        training=TrainingConfig(steps=1600, batch_size=2, learning_rate=2e-3, cosine=True),
+        finetuning=TrainingConfig(steps=1200, batch_size=2, learning_rate=1e-3, cosine=True),
+        quality=QualityConfig(slice_size=64),
+    ),
+    "standard": MethodConfig(
+        preset="standard",
+        size=128,
+        network=NetworkConfig(features=(16, 32, 64, 64, 64, 64), normalise=True),
+        training=TrainingConfig(steps=10_000, batch_size=2, learning_rate=1e-3, cosine=True),
+        finetuning=TrainingConfig(steps=5_000, batch_size=2, learning_rate=5e-4, cosine=True),
+        quality=QualityConfig(slice_size=128),
+    ),
+    "full": MethodConfig(
+        preset="full",
+        size=256,
+        network=NetworkConfig(),
+        training=TrainingConfig(steps=100_000),
+        finetuning=TrainingConfig(steps=50_000),
+    ),
+}
+
+
+def sloppy(method: MethodConfig) -> MethodConfig:
+    """Shrink a method until it runs in seconds: for tests of the plumbing, never for masks."""
+    return replace(
+        method,
+        size=32,
+        network=NetworkConfig(features=(4, 8), normalise=True, stem=2),
+        training=replace(method.training, steps=30, batch_size=1),
+        finetuning=replace(method.finetuning, steps=10, batch_size=1),
+        quality=replace(method.quality, slice_size=64, epochs=2),
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One call of the app: the paths, the selection and how to run."""
+
+    bids_dir: Path
+    output_dir: Path
+    levels: tuple[str, ...]
+    method: MethodConfig
+    modalities: tuple[str, ...]
+    participant_label: tuple[str, ...] = ()
+    label_subject: tuple[str, ...] = ()
+    label_mask: Path | None = None
+    derivatives: tuple[Path, ...] = ()
+    model: Path | None = None
+    work_dir: Path | None = None
+    device: str = "auto"
+    threads: int | None = None

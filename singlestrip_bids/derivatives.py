@@ -1,0 +1,308 @@
+"""The output dataset: file names, images, sidecars and descriptions.
+
+The only module that builds output paths and the only one that writes. Every file is written
+under a temporary hidden name in its folder and then renamed: a killed job leaves no half file,
+and jobs that share a folder do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import nibabel as nib
+import numpy as np
+
+from . import __version__
+from .errors import BadData, CannotCreate, IOFailed, Usage
+
+if TYPE_CHECKING:
+    from .inputs import Scan
+
+TOOL = "singlestrip-bids"
+BIDS_VERSION = "1.10.0"
+RAW = "raw"
+"""Name of the input dataset in `DatasetLinks` and so in every BIDS URI."""
+
+BIDSIGNORE = "*.html\nlogs\nlog\nfigures\nperf\n"  # BIDS has no rule for masks in perf yet
+README = """\
+# Brain masks by singlestrip-bids
+
+`sub-*/` holds one brain mask for each scan, on the scan's own grid, with a JSON sidecar.
+`code/singlestrip/` holds the trained model and the tables about its training.
+The masks are predictions: look at them before you rely on them.
+"""
+
+_AFTER_SPACE = ("split-", "recording-", "chunk-")  # BIDS order: ..._part_space_chunk_desc
+_GEOMETRY = (
+    *("dim_info", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c"),
+    *("quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+_log = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------- paths
+
+
+def model_dir(output_dir: Path) -> Path:
+    """Return the folder of the model, its card and its tables."""
+    return output_dir / "code" / "singlestrip"
+
+
+def mask_path(output_dir: Path, scan: Scan) -> Path:
+    """Return where a scan's brain mask goes; different for every scan.
+
+    The name keeps the scan's entities. The main contrast of a folder (T1w, bold, asl, dwi)
+    gives no `space-` entity, every other one does: `sub-01_space-T2w_desc-brain_mask.nii.gz`.
+    """
+    parts = scan.name.split("_")[:-1]
+    if scan.mask_space is not None:
+        later = [index for index, part in enumerate(parts) if part.startswith(_AFTER_SPACE)]
+        parts.insert(min(later, default=len(parts)), f"space-{scan.mask_space}")
+    folder = (output_dir / scan.relative).parent
+    return folder / f"{'_'.join(parts)}_desc-brain_mask.nii.gz"
+
+
+def sidecar_path(image: Path) -> Path:
+    """Return the JSON file beside a `.nii` or `.nii.gz` image."""
+    return image.with_name(image.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def bids_uri(scan: Scan) -> str:
+    """Return the BIDS URI of a scan of the input dataset."""
+    return f"bids:{RAW}:{scan.relative}"
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically, making its folder.
+
+    Raises
+    ------
+    CannotCreate
+        If the folder or a file in it cannot be made.
+    IOFailed
+        If writing breaks off; no half file is left.
+    """
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = temporary.open("xb")
+    except OSError as error:
+        raise CannotCreate(
+            f"Cannot create a file in {path.parent}: {error}. Choose a folder you can write to."
+        ) from error
+    try:
+        with stream:
+            stream.write(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise IOFailed(
+            f"Cannot write {path}: {error}. Check the space left and that it is no folder."
+        ) from error
+    finally:  # after the renaming there is nothing left to remove
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write JSON atomically, numpy values and paths among it.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity, which JSON does not have: store None.
+    """
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_text(path, text + "\n")
+
+
+def write_tsv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write a BIDS table atomically.
+
+    Parameters
+    ----------
+    path
+        The `.tsv` file.
+    rows
+        A mapping a row. None, NaN and absent keys become `n/a`, floats get four decimals.
+    columns
+        Their order; by first appearance in `rows` if None.
+    """
+    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    write_text(path, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def write_mask(path: Path, mask: np.ndarray, reference: nib.Nifti1Image) -> None:
+    """Write a brain mask as uint8 on the grid of its scan, as `.nii.gz`.
+
+    The geometry fields of the header are copied bit by bit, so that the affine stays the same
+    whichever of qform, sform, both or none is set. Equal masks give equal bytes.
+
+    Parameters
+    ----------
+    path
+        Output file.
+    mask
+        Boolean or 0/1, shape (X, Y, Z).
+    reference
+        The scan, 3D or 4D (X, Y, Z, T).
+    """
+    if mask.shape != reference.shape[:3]:
+        raise ValueError(f"mask {mask.shape} is not on the grid {reference.shape} of {path}")
+    image = type(reference)(np.asarray(mask, bool).astype(np.uint8), None)
+    header = image.header
+    for name in _GEOMETRY:
+        header[name] = reference.header[name]
+    header["pixdim"][:4] = reference.header["pixdim"][:4]  # qfac and the voxel size
+    header["cal_max"] = 1
+    stream = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0) as zipped:
+        zipped.write(image.to_bytes())
+    write_bytes(path, stream.getvalue())
+
+
+# --------------------------------------------------------------------------- metadata
+
+
+def sidecar(scan: Scan, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON fields of a scan's mask: its source, its grid, and `fields`."""
+    uri = bids_uri(scan)
+    return {"Type": "Brain", "Sources": [uri], "SpatialReference": uri, **fields}
+
+
+def write_dataset(
+    output_dir: Path, bids_dir: Path, *, command: str = "", container: str = ""
+) -> None:
+    """Make the output folder a BIDS derivative dataset.
+
+    Writes `dataset_description.json`, and `.bidsignore` and `README.md` unless they are there.
+    Running it again, or in several jobs at once, does no harm.
+
+    Parameters
+    ----------
+    output_dir, bids_dir
+        The two datasets.
+    command
+        The command line, kept as the description of this run.
+    container
+        Tag of the container image, if it runs in one.
+
+    Raises
+    ------
+    Usage
+        As `check_output` does.
+    """
+    check_output(output_dir, bids_dir)
+    tool: dict[str, Any] = {"Name": TOOL, "Version": __version__}
+    tool |= {"Description": command} if command else {}
+    tool |= {"CodeURL": url} if (url := _code_url()) else {}
+    tool |= {"Container": {"Type": "docker", "Tag": container}} if container else {}
+    description = {
+        "Name": "Brain masks by singlestrip-bids",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [tool],
+        "DatasetLinks": {RAW: _link(output_dir, bids_dir)},
+    }
+    write_json(output_dir / "dataset_description.json", description)
+    for name, text in ((".bidsignore", BIDSIGNORE), ("README.md", README)):
+        if not (output_dir / name).exists():
+            write_text(output_dir / name, text)
+
+
+def check_output(output_dir: Path, bids_dir: Path) -> None:
+    """Raise `Usage` if writing to a folder would touch the input or another dataset."""
+    output, raw = output_dir.resolve(), bids_dir.resolve()
+    if output.is_relative_to(raw) and not output.is_relative_to(raw / "derivatives"):
+        raise Usage(
+            f"The output folder {output_dir} is inside the input dataset {bids_dir}. "
+            f"Choose one outside, or {bids_dir / 'derivatives' / 'singlestrip'}."
+        )
+    if (output / "dataset_description.json").exists() and not made_here(output):
+        raise Usage(
+            f"The output folder {output_dir} holds another dataset: its dataset_description.json "
+            f"does not name {TOOL}. Choose an empty or new folder."
+        )
+
+
+def made_here(folder: Path) -> bool:
+    """Tell whether a dataset was made by this program, by its `GeneratedBy`."""
+    description = folder / "dataset_description.json"
+    made_by = read_json(description).get("GeneratedBy") if description.is_file() else None
+    tools = made_by if isinstance(made_by, list) else [made_by]
+    return any(isinstance(tool, dict) and tool.get("Name") == TOOL for tool in tools)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    BadData
+        If it cannot be read, or is no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise BadData(f"{path} is not readable JSON: {error}. Correct the file.") from error
+    if not isinstance(content, dict):
+        raise BadData(f"{path} holds no JSON object. Correct the file.")
+    return content
+
+
+def _link(output_dir: Path, bids_dir: Path) -> str:
+    """Return the input as a relative path, or as a file URI where only the root is shared."""
+    output, raw = output_dir.resolve(), bids_dir.resolve()
+    if os.path.commonpath([output, raw]) == output.anchor:
+        return raw.as_uri()
+    return quote(Path(os.path.relpath(raw, output)).as_posix())
+
+
+def _code_url() -> str | None:
+    """Return the home of the source code from the package's metadata, if it says so."""
+    try:
+        entries = metadata.metadata(TOOL).get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return None
+    urls = dict(entry.split(", ", 1) for entry in entries)
+    return next((urls[key] for key in ("Source", "Repository", "Homepage") if key in urls), None)
+
+
+def _cell(value: object) -> str:
+    """Write one table cell."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, float | np.floating):
+        return "n/a" if math.isnan(value) else f"{value:.4f}"
+    return " ".join(str(value).split()) or "n/a"
+
+
+def _plain(value: object) -> object:
+    """Turn numpy values and paths into what JSON has."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,285 @@
+"""The group level: one label and many unlabelled scans become a model.
+
+label -> SL-1 -> autoencoder -> [predict, score, select, refit, fine-tune] x rounds -> card
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from . import checkpoints, derivatives, inference, labels, model, quality, volume
+from .config import MethodConfig, RunConfig, TrainingConfig
+from .errors import BadData, ScanFailed, SingleStripError
+from .inputs import Label, Scan, find_label, find_scans
+from .losses import soft_dice
+from .metrics import dice
+from .networks import Autoencoder, UNet
+from .runtime import Progress, Runtime, check_stop, describe, mix_seed
+from .selection import Candidate, top_k
+from .synthesis import Source, source, training_batch
+from .training import Loss, fit, learning_rate
+from .volume import Conformed
+
+LOG = logging.getLogger("singlestrip_bids")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where and how the stages of one model are trained."""
+
+    folder: Path
+    work: Path
+    method: MethodConfig
+    voxel_size: float
+    runtime: Runtime
+
+    def conform(self, scan: Scan) -> Conformed:
+        """Read a scan and bring it to the model's grid."""
+        image = volume.load(scan.path)
+        multiple = self.method.network.multiple
+        return inference.conform_image(image, self.voxel_size, self.method.size, multiple)
+
+    def train(
+        self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
+    ) -> str:
+        """Train a network in place, or read it if it is finished; return its fingerprint."""
+        path = self.folder / f"{name}.safetensors"
+        key = model.fingerprint(name, asdict(settings), self.method.seed, key)
+        if path.is_file():
+            tensors, card = checkpoints.load(path)
+            if card.get("fingerprint") == key:
+                LOG.info("%s: finished before, taken from %s.", name, path)
+                checkpoints.restore(path, network, tensors)
+                return key
+        network.to(self.runtime.device)
+        checkpoint = self.work / f"{name}.checkpoint"
+        seed = mix_seed(self.method.seed, int(key[:12], 16))
+        history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        rows = [
+            {
+                "step": step + 1,
+                "loss": value,
+                "learning_rate": f"{learning_rate(step, settings):.3g}",
+            }
+            for step, value in enumerate(history)
+        ]
+        derivatives.write_tsv(self.folder / f"{name}_training.tsv", rows)
+        checkpoints.save(path, network.state_dict(), {"fingerprint": key})
+        checkpoint.unlink(missing_ok=True)
+        return key
+
+
+def run(config: RunConfig, runtime: Runtime) -> None:
+    """Train a model from one label and write it under ``output_dir/code/singlestrip``.
+
+    Raises
+    ------
+    ScanFailed
+        Some unlabelled scans could not be used; the model was made without them.
+    SingleStripError
+        The label or the selection does not allow a model.
+    """
+    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    labelled = find_label(
+        config.bids_dir, scans, config.label_subject, config.derivatives, config.label_mask
+    )
+    taken = {label.scan.path for label in labelled}
+    pool = [scan for scan in scans if scan.path not in taken]
+    for label in labelled:
+        LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
+    stage, sources = _start(config, labelled, runtime)
+    derivatives.write_dataset(config.output_dir, config.bids_dir)
+    inputs = [_checksums(label) for label in labelled]
+    key = model.fingerprint(inputs, _identity(stage))
+    autoencoder = _train_autoencoder(stage, sources, key)
+    network, key = _first_network(stage, sources, key)
+    name, table = _self_train(stage, pool, sources, network, autoencoder, key)
+    card = {
+        "network": f"{name}.safetensors",
+        "self_trained": name != "sl1",
+        "label": inputs,
+        "unlabelled": [scan.relative for scan in pool],
+        "voxel_size_mm": stage.voxel_size,
+        "method": stage.method.to_dict(),
+        "versions": describe(),
+    }
+    model.write_card(stage.folder, card)
+    LOG.info("Model: %s (%s).", stage.folder, name)
+    failed = {row["scan"]: row["note"] for row in table if row["note"]}
+    if failed:
+        raise ScanFailed(
+            f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "
+            "without them:\n" + "\n".join(f"  {note}" for note in failed.values())
+        )
+
+
+def _self_train(
+    stage: Stage,
+    pool: Sequence[Scan],
+    sources: list[Source],
+    network: UNet,
+    autoencoder: nn.Module,
+    key: str,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Fine-tune in place, round by round; return the name of the last network and the scores."""
+    name, table = "sl1", list[dict[str, Any]]()
+    if not pool:
+        LOG.warning(
+            "NO UNLABELLED SCAN: the model is the network trained on the label alone (SL-1); "
+            "add scans to the dataset or widen --modalities to self-train."
+        )
+        return name, table
+    for number in range(1, stage.method.rounds + 1):
+        ranked = _rank(stage, pool, network, autoencoder, number)
+        table += [{"round": number, **asdict(candidate)} for candidate in ranked]
+        derivatives.write_tsv(stage.folder / "scores.tsv", table)
+        kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
+        if not kept:
+            LOG.warning("NO USABLE PSEUDO-MASK in round %d: the model stays %s.", number, name)
+            break
+        name = f"round-{number}"
+        key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept])
+        loss = _segmentation_loss(
+            stage, sources + _pseudo_label(stage, kept, network), stage.method.finetuning
+        )
+        key = stage.train(name, network, loss, stage.method.finetuning, key)
+    return name, table
+
+
+def _checksums(label: Label) -> dict[str, str]:
+    return {
+        "scan": label.scan.relative,
+        "scan_sha256": model.sha256(label.scan.path),
+        "mask": label.mask.name,
+        "mask_sha256": model.sha256(label.mask),
+    }
+
+
+def _start(
+    config: RunConfig, labelled: Sequence[Label], runtime: Runtime
+) -> tuple[Stage, list[Source]]:
+    """Read the labels, settle the voxel size and make their sources."""
+    method = config.method
+    pairs = []
+    for label in labelled:
+        image = volume.load(label.scan.path)
+        mask = volume.load_mask(label.mask, image)
+        if dice(volume.support(image.data), mask) > 0.9:
+            raise BadData(
+                f"{label.scan.path}: already skull-stripped (nothing but its brain is there); "
+                "label a scan that still has its skull."
+            )
+        pairs.append((image, mask))
+    voxel_size = method.voxel_size or float(
+        np.median([volume.working_voxel_size(m, i.affine, method.size) for i, m in pairs])
+    )
+    LOG.info("Working grid: %d voxels of %g mm along each axis.", method.size, voxel_size)
+    folder = derivatives.model_dir(config.output_dir)
+    stage = Stage(folder, config.work_dir or folder / "work", method, voxel_size, runtime)
+    sources = []
+    for image, mask in pairs:
+        multiple = method.network.multiple
+        conformed = inference.conform_image(image, voxel_size, method.size, multiple)
+        target = volume.conform(mask, image.affine, voxel_size, method.size, multiple)
+        sources.append(_source(stage, conformed, target.data))
+    return stage, sources
+
+
+def _source(stage: Stage, conformed: Conformed, mask: NDArray) -> Source:
+    """Fit the mixtures under a mask and move the volume to the device."""
+    classes = labels.class_map(conformed.data, mask > 0.5, conformed.inside, stage.method.seed)
+    device = stage.runtime.device
+    arrays = (classes, conformed.data, np.asarray(mask, dtype=np.float32))
+    return source(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def _identity(stage: Stage) -> dict[str, Any]:
+    """All settings that decide SL-1."""
+    method = stage.method.to_dict()
+    names = ("size", "network", "synthesis", "seed")
+    device = stage.runtime.device.type
+    return {**{n: method[n] for n in names}, "voxel_size": stage.voxel_size, "device": device}
+
+
+def _segmentation_loss(stage: Stage, sources: list[Source], settings: TrainingConfig) -> Loss:
+    """Soft Dice on random images; every mask is drawn equally often."""
+    method = stage.method
+
+    def loss(network: nn.Module, generator: Generator) -> Tensor:
+        device = generator.device
+        shape = (settings.batch_size,)
+        pick = torch.randint(0, len(sources), shape, generator=generator, device=device)
+        chosen = [sources[i] for i in pick.tolist()]
+        image, target = training_batch(generator, chosen, method.size, method.synthesis)
+        with stage.runtime.autocast():
+            logits = network(image)
+        return soft_dice(logits.float().sigmoid(), target)
+
+    return loss
+
+
+def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet, str]:
+    """SL-1: trained on the label alone."""
+    torch.manual_seed(mix_seed(stage.method.seed, 0))
+    network = UNet(stage.method.network)
+    loss = _segmentation_loss(stage, sources, stage.method.training)
+    return network, stage.train("sl1", network, loss, stage.method.training, key)
+
+
+def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Module:
+    settings = stage.method.quality
+    torch.manual_seed(mix_seed(stage.method.seed, 1))
+    network = Autoencoder(settings.latent)
+    masks = [(s.mask[0, 0] > 0.5).cpu().numpy() for s in sources]
+    brain = torch.cat([quality.slices(mask, settings.slice_size) for mask in masks])
+    loss = quality.loss_over(brain.to(stage.runtime.device), settings.batch_size)
+    stage.train("autoencoder", network, loss, quality.schedule(brain, settings), key)
+    return network
+
+
+def _rank(
+    stage: Stage, pool: Sequence[Scan], network: UNet, autoencoder: nn.Module, number: int
+) -> list[Candidate]:
+    """Predict and score every unlabelled scan; a bad scan gets a note and no mask."""
+    candidates = []
+    with Progress(f"round {number}: ranking", len(pool)) as progress:
+        for scan in pool:
+            check_stop()
+            try:
+                candidates.append(_candidate(stage, scan, network, autoencoder))
+            except SingleStripError as error:
+                LOG.error("%s", error)
+                candidates.append(Candidate(scan.relative, 0.0, 0.0, note=str(error)))
+            progress.step(f"{scan.name} {candidates[-1].score:.3f}")
+    return top_k(candidates, stage.method.top_k)
+
+
+def _candidate(stage: Stage, scan: Scan, network: UNet, autoencoder: nn.Module) -> Candidate:
+    conformed = stage.conform(scan)
+    mask = inference.mask_from(inference.predict(network, conformed, stage.runtime))
+    score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
+    millilitres = mask.sum() * np.prod(voxel_sizes(conformed.affine)) / 1000
+    return Candidate(scan.relative, score, float(millilitres))
+
+
+def _pseudo_label(stage: Stage, kept: Sequence[Scan], network: UNet) -> list[Source]:
+    """Refit the mixtures of the kept scans under the masks the network gives them."""
+    sources = []
+    with Progress("refitting mixtures", len(kept)) as progress:
+        for scan in kept:
+            check_stop()
+            conformed = stage.conform(scan)
+            mask = inference.mask_from(inference.predict(network, conformed, stage.runtime))
+            sources.append(_source(stage, conformed, mask))
+            progress.step(scan.name)
+    return sources

@@ -1,0 +1,114 @@
+"""A trained model as a folder: networks in safetensors and ``model.json``, its card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import checkpoints
+from .config import NetworkConfig, QualityConfig
+from .derivatives import read_json, write_json
+from .errors import BadData, NoInput
+from .networks import Autoencoder, UNet
+from .runtime import Runtime
+
+CARD = "model.json"
+AUTOENCODER = "autoencoder.safetensors"
+FORMAT = 1  # of the card; a newer one is refused
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks on their device, and what is needed to apply them."""
+
+    folder: Path
+    network: UNet
+    autoencoder: nn.Module
+    quality: QualityConfig
+    voxel_size: float
+    size: int
+    card: dict[str, Any]
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """Checksum of plain data: what decides the result of a stage."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of the networks in a folder, with their checksums: the model is complete.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the network named in the card and the autoencoder.
+    card : dict
+        Plain data: ``network`` (file name), ``voxel_size_mm``, ``method`` and what the reader
+        should know.
+    """
+    names = (card["network"], AUTOENCODER)
+    checksums = {name: sha256(folder / name) for name in names}
+    whole = {"format": FORMAT, **card, "autoencoder": AUTOENCODER, "sha256": checksums}
+    write_json(folder / CARD, whole)
+
+
+def load(folder: Path, runtime: Runtime) -> Model:
+    """Read a model that the group level has written.
+
+    Raises
+    ------
+    NoInput
+        No model in the folder.
+    BadData
+        A card or a network that is damaged, foreign, or of a newer version.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise NoInput(
+            f"{folder}: no model ({CARD}) here; run the group level first, or pass --model with "
+            "the code/singlestrip folder of an earlier run."
+        )
+    card = read_json(path)
+    try:
+        if card["format"] > FORMAT:
+            raise BadData(f"{path}: written by a newer version (format {card['format']}); update.")
+        method = card["method"]
+        quality = QualityConfig(**method["quality"])
+        shape = NetworkConfig(
+            **{**method["network"], "features": tuple(method["network"]["features"])}
+        )
+        network = UNet(shape)
+        autoencoder = Autoencoder(quality.latent)
+        for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
+            _read(net, folder, name, card["sha256"][name])
+        voxel_size, size = float(card["voxel_size_mm"]), int(method["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
+    return Model(
+        folder,
+        network.to(runtime.device).eval(),
+        autoencoder.to(runtime.device).eval(),
+        quality,
+        voxel_size,
+        size,
+        card,
+    )
+
+
+def _read(network: nn.Module, folder: Path, name: str, checksum: str) -> None:
+    path = folder / Path(name).name
+    tensors, _ = checkpoints.load(path)
+    if sha256(path) != checksum:
+        raise BadData(f"{path}: not the network its card was written for; train again.")
+    checkpoints.restore(path, network, tensors)

@@ -1,0 +1,129 @@
+"""The two networks: the 3D U-Net that makes masks and the 2D autoencoder that judges them."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import NetworkConfig
+
+SLOPE = 0.2  # of every LeakyReLU, in both networks
+
+
+def fold(volume: Tensor, stem: int) -> Tensor:
+    """Move blocks of ``stem``³ voxels into channels: (B, 1, sX, sY, sZ) -> (B, s³, X, Y, Z)."""
+    b = volume.shape[0]
+    x, y, z = (n // stem for n in volume.shape[2:])
+    blocks = volume.reshape(b, x, stem, y, stem, z, stem)
+    return blocks.permute(0, 2, 4, 6, 1, 3, 5).reshape(b, stem**3, x, y, z)
+
+
+def unfold(blocks: Tensor, stem: int) -> Tensor:
+    """Undo :func:`fold`: (B, s³, X, Y, Z) -> (B, 1, sX, sY, sZ)."""
+    b, _, x, y, z = blocks.shape
+    volume = blocks.reshape(b, stem, stem, stem, x, y, z).permute(0, 4, 1, 5, 2, 6, 3)
+    return volume.reshape(b, 1, stem * x, stem * y, stem * z)
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3³ convolutions, each with an optional instance normalisation and a LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, normalise: bool) -> None:
+        layers: list[nn.Module] = []
+        for channels in (inputs, outputs):
+            layers.append(nn.Conv3d(channels, outputs, 3, padding=1, bias=not normalise))
+            if normalise:
+                layers.append(nn.InstanceNorm3d(outputs, affine=True))
+            layers.append(nn.LeakyReLU(SLOPE))
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """3D U-Net; the default configuration is SynthStrip's, 2,566,561 parameters.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        Features by level, normalisation and stem.
+
+    Notes
+    -----
+    Hoopes et al. (2022), NeuroImage 260:119474: max pooling, nearest upsampling, skip
+    concatenation, one linear output.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        voxels = config.stem**3
+        channels = (voxels, *config.features)
+        self.encoder = nn.ModuleList(
+            ConvBlock(i, o, config.normalise) for i, o in itertools.pairwise(channels)
+        )
+        self.decoder = nn.ModuleList(
+            ConvBlock(below + here, here, config.normalise)
+            for below, here in zip(channels[:1:-1], channels[-2:0:-1], strict=True)
+        )
+        self.head = nn.Conv3d(config.features[0], voxels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, 1, X, Y, Z) of an image of that shape, X, Y, Z multiples of ``multiple``."""
+        x = fold(image, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(F.max_pool3d(x, 2) if level else x)
+            skips.append(x)
+        for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        return unfold(self.head(x), self.config.stem)
+
+
+# kernel, stride and output channels of the encoder (Galati & Zuluaga 2021); the decoder mirrors it
+_AE_LAYERS = (
+    (4, 2, 32), (4, 2, 32), (4, 2, 32), (3, 1, 32), (4, 2, 64),
+    (3, 1, 64), (4, 2, 128), (3, 1, 64), (3, 1, 32),
+)  # fmt: skip
+
+
+class Autoencoder(nn.Module):
+    """2D convolutional autoencoder of one-hot mask slices (background, brain).
+
+    Parameters
+    ----------
+    latent : int
+        Channels of the bottleneck; a slice of n² pixels has (n / 64)² elements in each.
+
+    Notes
+    -----
+    Galati & Zuluaga (2021), "Efficient model monitoring for quality control in cardiac image
+    segmentation"; used for brain masks in SingleStrip, section 2.3.
+    """
+
+    def __init__(self, latent: int = 100) -> None:
+        super().__init__()
+        channels = [2, *(width for *_, width in _AE_LAYERS)]
+        encoder: list[nn.Module] = []
+        decoder: list[nn.Module] = []
+        for (kernel, stride, width), inputs in zip(_AE_LAYERS, channels[:-1], strict=True):
+            encoder += [nn.Conv2d(inputs, width, kernel, stride, 1), *_regularised(width)]
+            up = nn.ConvTranspose2d(width, inputs, kernel, stride, 1)
+            decoder = [up, *(_regularised(inputs) if inputs != 2 else []), *decoder]
+        encoder.append(nn.Conv2d(channels[-1], latent, 4, 2, 1))
+        decoder = [
+            nn.ConvTranspose2d(latent, channels[-1], 4, 2, 1),
+            *_regularised(channels[-1]),
+            *decoder,
+        ]
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder)
+
+    def forward(self, onehot: Tensor) -> Tensor:
+        """Reconstructed class probabilities (B, 2, n, n) of one-hot slices; n a multiple of 64."""
+        return torch.softmax(self.decoder(self.encoder(onehot)), dim=1)
+
+
+def _regularised(width: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE), nn.Dropout(0.5)]

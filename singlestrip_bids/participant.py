@@ -1,0 +1,111 @@
+"""The participant level: each scan gets a mask and a score; a bad one stops no other."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from . import derivatives, inference, model, quality, volume
+from .config import RunConfig
+from .errors import BadData, ScanFailed, SingleStripError
+from .inputs import Scan, find_scans
+from .metrics import dice
+from .model import Model
+from .runtime import Progress, Runtime, check_stop
+
+LOG = logging.getLogger("singlestrip_bids")
+
+
+def run(config: RunConfig, runtime: Runtime) -> None:
+    """Write a brain mask of every selected scan.
+
+    Raises
+    ------
+    ScanFailed
+        Some scans have no mask; the message lists them, and all others are done.
+    NoInput
+        There is no model.
+    """
+    folder = config.model or derivatives.model_dir(config.output_dir)
+    trained = model.load(folder, runtime)
+    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    derivatives.write_dataset(config.output_dir, config.bids_dir)
+    failed: dict[str, str] = {}
+    with Progress("participant", len(scans)) as progress:
+        for scan in scans:
+            check_stop()
+            note = scan.name
+            try:
+                score = process(scan, trained, config.output_dir, runtime)
+                note += f" quality {score:.3f}"
+            except SingleStripError as error:
+                LOG.error("%s", error)
+                failed[scan.relative] = str(error)
+            except Exception as error:  # one bad scan never stops the others
+                LOG.error("%s: %r\n%s", scan.path, error, traceback.format_exc())
+                failed[scan.relative] = f"{scan.path}: {error!r}"
+            progress.step(note)
+    if failed:
+        raise ScanFailed(
+            f"{len(failed)} of {len(scans)} scans have no mask:\n"
+            + "\n".join(f"  {message}" for message in failed.values())
+        )
+
+
+def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> float:
+    """Mask one scan, write mask and sidecar, and return its quality score.
+
+    Raises
+    ------
+    BadData
+        The scan cannot be read, or is already skull-stripped.
+    ScanFailed
+        The network found no brain.
+    """
+    image = volume.load(scan.path)
+    multiple = trained.network.config.multiple
+    conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
+    probability = inference.predict(trained.network, conformed, runtime)
+    mask = volume.clean(volume.restore(probability, conformed.affine, image) > 0.5)
+    if not mask.any():
+        raise ScanFailed(
+            f"{scan.path}: the network found no brain; look at the scan, or label one like it."
+        )
+    if dice(volume.support(image.data), mask) > 0.9:
+        raise BadData(
+            f"{scan.path}: already skull-stripped (nothing but the brain is there); use its own "
+            "outline as the mask, or give the scan with its skull."
+        )
+    score = quality.score(
+        trained.autoencoder, inference.mask_from(probability), trained.quality, runtime
+    )
+    path = derivatives.mask_path(output_dir, scan)
+    derivatives.write_mask(path, mask, image.nifti)
+    millilitres = float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000)
+    fields = _fields(trained, score, millilitres, image.volumes)
+    derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))
+    return score
+
+
+def _fields(trained: Model, score: float, millilitres: float, volumes: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "Description": "Brain mask by a network trained from one labelled scan (SingleStrip).",
+        "Manual": False,
+        "QualityScore": round(score, 4),
+        "QualityScoreDescription": (
+            "Dice overlap of the mask with its reconstruction by an autoencoder that knows the "
+            "label's shape alone; 1 is best. A rank, not an estimate of accuracy."
+        ),
+        "BrainVolumeMl": round(millilitres, 1),
+        "WorkingVoxelSizeMm": trained.voxel_size,
+        "Model": trained.card["network"],
+        "ModelSHA256": trained.card["sha256"][trained.card["network"]],
+    }
+    if volumes > 1:
+        fields["Averaged"] = f"The mask is of the mean over time of {volumes} volumes."
+    return fields

@@ -1,0 +1,117 @@
+"""How good is a mask? The autoencoder learns brain shapes from the one label and reconstructs.
+
+What it cannot reconstruct is not shaped like a brain: the volumetric Dice between a mask and its
+slice-wise reconstruction is the quality score (SingleStrip, section 2.3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .config import QualityConfig, TrainingConfig
+from .losses import reconstruction
+from .metrics import dice
+from .runtime import Runtime
+from .training import Loss
+
+Mask = NDArray[np.bool_]
+
+ROTATION_DEG, SCALES, SHIFT = 30.0, (0.7, 1.4), 0.1  # of slices in training
+
+
+def slices(mask: Mask, size: int) -> Tensor:
+    """Cut a mask into its axial slices, all centred on its centre of mass.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        (X, Y, Z), not empty, on the model's grid, so that scale and orientation are the label's.
+    size : int
+        Edge n of the slices; they are padded, or cropped around the centre.
+
+    Returns
+    -------
+    Tensor
+        (S, 1, n, n), one for each plane that holds any of the mask.
+    """
+    planes = np.flatnonzero(mask.any(axis=(0, 1)))
+    x, y = (round(float(index.mean())) for index in np.nonzero(mask)[:2])
+    padded = np.pad(mask[:, :, planes], [(size, size), (size, size), (0, 0)])
+    low_x, low_y = x + size - size // 2, y + size - size // 2
+    window = padded[low_x : low_x + size, low_y : low_y + size]
+    return torch.from_numpy(window.transpose(2, 0, 1).astype(np.float32))[:, None]
+
+
+def onehot(brain: Tensor) -> Tensor:
+    """Stack background and brain: (B, 1, n, n) -> (B, 2, n, n)."""
+    hard = (brain > 0.5).float()
+    return torch.cat([1 - hard, hard], dim=1)
+
+
+def augment(brain: Tensor, generator: Generator) -> Tensor:
+    """Rotate, scale, shift and flip slices (B, 1, n, n) at random (SingleStrip, section 2.3)."""
+    batch, device = len(brain), brain.device
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+
+    angle = uniform(-1, 1) * math.radians(ROTATION_DEG)
+    zoom = 1 / uniform(*SCALES)
+    flips = torch.where(
+        torch.rand((batch, 2), generator=generator, device=device) < 0.5, -1.0, 1.0
+    )
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    rows = [
+        torch.stack([cos * flips[:, 0], -sin * flips[:, 1], uniform(-2, 2) * SHIFT], dim=1),
+        torch.stack([sin * flips[:, 0], cos * flips[:, 1], uniform(-2, 2) * SHIFT], dim=1),
+    ]
+    where = F.affine_grid(torch.stack(rows, dim=1), list(brain.shape), align_corners=False)
+    return F.grid_sample(brain, where, align_corners=False)
+
+
+def loss_over(brain: Tensor, batch_size: int) -> Loss:
+    """Make the loss of random augmented batches drawn from slices (S, 1, n, n)."""
+
+    def loss(network: nn.Module, generator: Generator) -> Tensor:
+        pick = torch.randint(
+            0, len(brain), (batch_size,), generator=generator, device=brain.device
+        )
+        target = onehot(augment(brain[pick], generator))
+        return reconstruction(network(target), target)
+
+    return loss
+
+
+def schedule(brain: Tensor, config: QualityConfig) -> TrainingConfig:
+    """Training settings: as many steps as the epochs take over these slices."""
+    return TrainingConfig(
+        steps=config.epochs * math.ceil(len(brain) / config.batch_size),
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
+
+
+@torch.inference_mode()
+def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime) -> float:
+    """Volumetric Dice between a mask and its slice-wise reconstruction; 0 of an empty mask.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The trained autoencoder; dropout and batch statistics are switched off here.
+    mask : ndarray of bool
+        (X, Y, Z) on the model's grid.
+    """
+    if not mask.any():
+        return 0.0
+    network.eval()
+    brain = slices(mask, config.slice_size).to(runtime.device)
+    parts = [network(onehot(part))[:, 1] > 0.5 for part in brain.split(64)]
+    return dice(torch.cat(parts).cpu().numpy(), brain[:, 0].cpu().numpy() > 0.5)

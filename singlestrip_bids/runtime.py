@@ -1,0 +1,204 @@
+"""Device, threads, precision, seeds, signals, logging and progress of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .errors import TemporaryFailure, Usage
+
+LOG = logging.getLogger("singlestrip_bids")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where tensors live and in which precision networks compute."""
+
+    device: torch.device
+    bfloat16: bool
+
+    def autocast(self) -> torch.autocast:
+        """Context in which networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def generator(self, *seed: int) -> torch.Generator:
+        """Make a generator on the device, the same for the same numbers."""
+        return torch.Generator(self.device).manual_seed(mix_seed(*seed))
+
+
+def start(device: str, threads: int | None = None) -> Runtime:
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` and set the number of threads.
+
+    Raises
+    ------
+    Usage
+        The device is not known or not there; a GPU that was asked for is never replaced by the
+        processor.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            LOG.info("No GPU found: computing on %d CPU threads.", torch.get_num_threads())
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise Usage(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N.") from error
+    if chosen.type == "cuda" and not (
+        torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
+    ):
+        raise Usage(
+            f"--device {device}: this machine offers {torch.cuda.device_count()} CUDA devices; "
+            "check the driver (docker needs --gpus all, Apptainer --nv) or use --device cpu."
+        )
+    if chosen.type == "cuda":
+        return Runtime(chosen, torch.cuda.is_bf16_supported())
+    return Runtime(chosen, _cpu_has_bfloat16())
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Tell whether bfloat16 is faster here: only with instructions of its own (AVX-512, AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def mix_seed(*seed: int) -> int:
+    """Fold several integers into one 63-bit seed (FNV-1a over their bytes)."""
+    value = 0xCBF29CE484222325
+    for number in seed:
+        for byte in int(number).to_bytes(8, "little", signed=True):
+            value = ((value ^ byte) * 0x100000001B3) & (2**64 - 1)
+    return value >> 1
+
+
+def describe() -> dict[str, Any]:
+    """Versions and hardware, for the model card."""
+    import nibabel
+    import numpy
+    import scipy
+    import sklearn
+
+    from . import __version__
+
+    return {
+        "singlestrip-bids": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
+        "nibabel": nibabel.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def start_logging(verbosity: int) -> None:
+    """Log to standard error: information by default, details with one -v."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    LOG.handlers[:] = [handler]
+    LOG.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    LOG.propagate = False
+
+
+class _Stop:
+    """Whether SIGTERM has come."""
+
+    asked = False
+
+
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    _Stop.asked = True
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Within the context SIGTERM only asks; loops that call :func:`check_stop` answer."""
+    _Stop.asked = False
+    previous = signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _Stop.asked = False
+
+
+def stop_asked() -> bool:
+    """Tell whether SIGTERM has come."""
+    return _Stop.asked
+
+
+def check_stop() -> None:
+    """Raise :class:`TemporaryFailure` (exit code 75) once SIGTERM has come."""
+    if _Stop.asked:
+        raise TemporaryFailure("Stopped by SIGTERM; the same command goes on from here.")
+
+
+class Progress:
+    """A bar on a terminal; otherwise a log line every ``interval`` seconds.
+
+    Parameters
+    ----------
+    label : str
+        What is going on.
+    total : int
+        Number of steps.
+    start : int
+        Steps done before (a resumed training).
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0, interval: float = 15.0) -> None:
+        self.label, self.total, self.done, self.first = label, total, start, start
+        self.interval = interval
+        self.began = self.last = time.monotonic()
+        self.bar = (
+            tqdm(total=total, initial=start, desc=label, file=sys.stderr)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def step(self, note: str = "") -> None:
+        """Count one step; ``note`` is shown beside the count (a loss, a name)."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update()
+            return
+        now = time.monotonic()
+        if now - self.last >= self.interval or self.done == self.total:
+            self.last = now
+            rate = (self.done - self.first) / max(now - self.began, 1e-9)
+            left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / rate))
+            LOG.info(
+                "%s: %d/%d %s (%.2f/s, %s left)",
+                self.label, self.done, self.total, note, rate, left,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,340 @@
+"""Random training images from class maps (and from the real images), on the network's device.
+
+Every random number is drawn by ``draw_*`` from an explicit generator; what is done with the
+numbers is deterministic. Linear operators along one axis (blur, thick slices, field of view) are
+n × n matrices, so that a batch costs a few matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .config import SynthesisConfig
+from .labels import CLASSES
+
+_FWHM = 2 * math.sqrt(2 * math.log(2))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One labelled volume to draw training images from; tensors (1, 1, X, Y, Z) in float32.
+
+    Attributes
+    ----------
+    classes : Tensor
+        Class map, 0 to 16.
+    image : Tensor
+        Real intensities in [0, 1].
+    mask : Tensor
+        Brain mask or pseudo-mask, in [0, 1].
+    centre : Tensor
+        (3,) centre of mass of the mask in voxels.
+    """
+
+    classes: Tensor
+    image: Tensor
+    mask: Tensor
+    centre: Tensor
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Random numbers behind the intensities of one batch of B images, of n voxels an edge."""
+
+    grey: Tensor  # (B, 17) of the classes
+    remap: Tensor  # (B, K) knots of the look-up table of real images
+    blur: Tensor  # (B, 3) FWHM in voxels
+    bias: Tensor  # (B, 1, c, c, c) control points, logarithmic
+    noise: Tensor  # (B, 1, n, n, n)
+    thickness: Tensor  # (B, 3) in voxels, 1 = none
+    phase: Tensor  # (B, 3) of the thick slices, in [0, 1)
+    gamma: Tensor  # (B,) exponent
+    lines: Tensor  # (B, n) gain of each plane across the first axis
+    crop: Tensor  # (B, 3, 2) fraction of the field of view cut from each end
+
+
+def source(classes: Tensor, image: Tensor, mask: Tensor) -> Source:
+    """Bundle (X, Y, Z) tensors on one grid into a :class:`Source`."""
+    points = mask.nonzero().to(torch.float32)
+    return Source(
+        classes[None, None].float(), image[None, None], mask[None, None].float(), points.mean(0)
+    )
+
+
+def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _with_probability(generator: Generator, batch: int, probability: float) -> Tensor:
+    return torch.rand((batch, 1), generator=generator, device=generator.device) < probability
+
+
+# geometry ---------------------------------------------------------------------------------------
+
+
+def draw_affine(generator: Generator, batch: int, config: SynthesisConfig) -> Tensor:
+    """Random rotation, scaling, shear and left-right flip: (B, 3, 3)."""
+    angles = _uniform(generator, (batch, 3), -1, 1) * math.radians(config.rotation_deg)
+    common = _uniform(generator, (batch, 1), -1, 1) * config.scaling
+    scales = torch.exp(common + _uniform(generator, (batch, 3), -1, 1) * config.anisotropy)
+    shears = _uniform(generator, (batch, 3), -1, 1) * config.shear
+    flip = torch.where(_with_probability(generator, batch, 0.5), -1.0, 1.0)
+    eye = torch.eye(3, device=generator.device).expand(batch, 3, 3)
+    matrix = eye.clone()
+    for axis in range(3):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = eye.clone()
+        cos, sin = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+        turn[:, i, i], turn[:, j, j] = cos, cos
+        turn[:, i, j], turn[:, j, i] = -sin, sin
+        matrix = matrix @ turn
+    upper = eye.clone()
+    upper[:, 0, 1], upper[:, 0, 2], upper[:, 1, 2] = shears.unbind(1)
+    stretch = torch.diag_embed(torch.cat([scales[:, :1] * flip, scales[:, 1:]], dim=1))
+    return matrix @ upper @ stretch
+
+
+def draw_warp(generator: Generator, batch: int, size: int, config: SynthesisConfig) -> Tensor:
+    """Random smooth diffeomorphic displacement in voxels: (B, 3, n, n, n).
+
+    A stationary velocity field, normal at coarse control points, is integrated by scaling and
+    squaring (Arsigny et al. 2006) on a grid of half the resolution.
+    """
+    half = max(size // 2, 4)
+    velocity = torch.zeros((batch, 3, half, half, half), device=generator.device)
+    for points in (4, 8):
+        spread = _uniform(generator, (batch, 1, 1, 1, 1), 0, config.warp * size / 2)
+        shape = (batch, 3, points, points, points)
+        knots = torch.randn(shape, generator=generator, device=generator.device) * spread
+        velocity = velocity + F.interpolate(
+            knots, size=(half,) * 3, mode="trilinear", align_corners=True
+        ) * (4 / points)
+    displacement = integrate(velocity)
+    full = F.interpolate(displacement, size=(size,) * 3, mode="trilinear", align_corners=True)
+    return full * ((size - 1) / (half - 1))
+
+
+def integrate(velocity: Tensor, squarings: int = 5) -> Tensor:
+    """Integrate a stationary velocity field (B, 3, n, n, n), in voxels, over unit time."""
+    displacement = velocity / 2**squarings
+    identity = voxel_grid(velocity.shape[-1], velocity.device)
+    for _ in range(squarings):
+        displacement = displacement + sample(displacement, identity + displacement, "border")
+    return displacement
+
+
+def voxel_grid(size: int, device: torch.device) -> Tensor:
+    """Voxel indices (1, 3, n, n, n)."""
+    axis = torch.arange(size, dtype=torch.float32, device=device)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))[None]
+
+
+def sample(
+    volume: Tensor, points: Tensor, padding: str = "zeros", mode: str = "bilinear"
+) -> Tensor:
+    """Read a volume (B, C, X, Y, Z) at voxel indices ``points`` (B, 3, n, n, n)."""
+    shape = torch.tensor(volume.shape[2:], device=volume.device, dtype=torch.float32)
+    scaled = points * (2 / (shape - 1)).view(1, 3, 1, 1, 1) - 1
+    return F.grid_sample(
+        volume,
+        scaled.permute(0, 2, 3, 4, 1).flip(-1),
+        mode=mode,
+        padding_mode=padding,
+        align_corners=True,
+    )
+
+
+def draw_points(
+    generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
+) -> Tensor:
+    """Where in its source every voxel of every image is read: voxel indices (B, 3, n, n, n)."""
+    batch = len(sources)
+    shift = _uniform(generator, (batch, 3), -1, 1) * config.shift * size
+    centres = torch.stack([s.centre for s in sources])
+    matrix = draw_affine(generator, batch, config)
+    warp = draw_warp(generator, batch, size, config)
+    centred = voxel_grid(size, generator.device) - (size - 1) / 2 + shift.view(batch, 3, 1, 1, 1)
+    moved = torch.einsum("bij,bjxyz->bixyz", matrix, centred + warp)
+    return moved + centres.view(batch, 3, 1, 1, 1)
+
+
+# appearance -------------------------------------------------------------------------------------
+
+
+def draw_appearance(
+    generator: Generator, batch: int, size: int, config: SynthesisConfig
+) -> Appearance:
+    """Draw all that decides the intensities of a batch."""
+    device = generator.device
+    grey = _uniform(generator, (batch, CLASSES), 0, 1)
+    grey[:, 0] = 0
+    dark = _with_probability(generator, batch, config.dark_air_probability)
+    grey[:, 1:2] = torch.where(dark, grey[:, 1:2] * 0.05, grey[:, 1:2])
+    strength = _uniform(generator, (batch, 1, 1, 1, 1), 0, config.bias)
+    control = torch.randn((batch, 1, 4, 4, 4), generator=generator, device=device)
+    sigma = _uniform(generator, (batch, 1, 1, 1, 1), 0, config.noise)
+    noise = torch.randn((batch, 1, size, size, size), generator=generator, device=device) * sigma
+    thick = _with_probability(generator, batch, config.slice_probability)
+    axis = F.one_hot(torch.randint(0, 3, (batch,), generator=generator, device=device), 3)
+    widths = _uniform(generator, (batch, 1), 1, max(config.slice_thickness * size, 1.0))
+    crop_axis = F.one_hot(torch.randint(0, 6, (batch,), generator=generator, device=device), 6)
+    cut = _with_probability(generator, batch, config.crop_probability)
+    crop = crop_axis * cut * _uniform(generator, (batch, 1), 0, config.crop)
+    faulty = _with_probability(generator, batch, config.lines_probability)
+    gains = _uniform(generator, (batch, size), 0.5, 1.2)
+    hit = torch.rand((batch, size), generator=generator, device=device) < 0.1
+    return Appearance(
+        grey=grey,
+        remap=draw_remap(generator, batch),
+        blur=_uniform(generator, (batch, 3), 0, config.blur * size * 2),
+        bias=control * strength,
+        noise=noise,
+        thickness=torch.where(thick & (axis > 0), widths, torch.ones_like(widths)),
+        phase=_uniform(generator, (batch, 3), 0, 1),
+        gamma=torch.exp(_uniform(generator, (batch,), -1, 1) * config.gamma),
+        lines=torch.where(faulty & hit, gains, torch.ones_like(gains)),
+        crop=crop.view(batch, 3, 2),
+    )
+
+
+def draw_remap(generator: Generator, batch: int, knots: int = 12) -> Tensor:
+    """Random look-up tables (B, K) from [0, 1] to [0, 1]: between the identity and random walks.
+
+    A real image so repainted keeps its edges and texture while its contrast becomes another's:
+    anything from a mild change to inverted or folded intensities.
+    """
+    device = generator.device
+    coarse = torch.rand((batch, 1, 5), generator=generator, device=device)
+    wild = F.interpolate(coarse, size=knots, mode="linear", align_corners=True)[:, 0]
+    identity = torch.linspace(0, 1, knots, device=device)
+    mix = _uniform(generator, (batch, 1), 0, 1)
+    table = (1 - mix) * identity + mix * wild
+    dark = _with_probability(generator, batch, 0.7)
+    table[:, :1] = torch.where(dark, torch.zeros_like(mix), table[:, :1])
+    return table
+
+
+def look_up(image: Tensor, table: Tensor) -> Tensor:
+    """Pass each image (B, 1, ...) in [0, 1] through its table (B, K), linear between knots."""
+    last = table.shape[1] - 1
+    position = image.flatten(1).clamp(0, 1) * last
+    low = position.floor().clamp(max=last - 1)
+    below = table.gather(1, low.long())
+    above = table.gather(1, low.long() + 1)
+    return (below + (position - low) * (above - below)).view_as(image)
+
+
+def along(volume: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """Apply one matrix (B, n, n) to each volume (B, 1, X, Y, Z) along a spatial axis."""
+    moved = volume.movedim(2 + axis, 2)
+    return (
+        torch.bmm(matrix, moved.flatten(2)[:, 0].view(*matrix.shape[:2], -1))
+        .view_as(moved)
+        .movedim(2, 2 + axis)
+    )
+
+
+def blur_matrix(fwhm: Tensor, size: int) -> Tensor:
+    """Gaussian smoothing along an axis, rows summing to one: (B,) FWHM in voxels -> (B, n, n)."""
+    index = torch.arange(size, device=fwhm.device)
+    distance = (index[:, None] - index[None, :]).float()
+    sigma = (fwhm / _FWHM).clamp(min=0.05).view(-1, 1, 1)
+    weight = torch.exp(-0.5 * (distance / sigma) ** 2)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def slice_matrix(thickness: Tensor, phase: Tensor, size: int) -> Tensor:
+    """Slices of some voxels' thickness, read back by linear interpolation: (B,) -> (B, n, n)."""
+    index = torch.arange(size, device=thickness.device, dtype=torch.float32)
+    width, offset = thickness.view(-1, 1, 1), (phase * thickness).view(-1, 1, 1)
+    count = size + 2
+    centre = torch.arange(count, device=index.device).view(1, -1, 1) * width - offset
+    profile = (0.5 * width + 0.5 - (index.view(1, 1, -1) - centre).abs()).clamp(0, 1)
+    profile = profile / profile.sum(-1, keepdim=True).clamp(min=1e-6)
+    weight = (1 - (index.view(1, -1, 1) - centre.transpose(1, 2)).abs() / width).clamp(min=0)
+    weight = weight * (profile.sum(-1) > 0.5).unsqueeze(1)
+    matrix = torch.bmm(weight, profile)
+    matrix = matrix / matrix.sum(-1, keepdim=True).clamp(min=1e-6)
+    eye = torch.eye(size, device=index.device)
+    return torch.where(width > 1.0001, matrix, eye)
+
+
+def field_of_view(crop: Tensor, size: int) -> Tensor:
+    """One inside the field of view, zero in what is cut from its ends: (B, 3, 2) -> (B, 1, n³)."""
+    position = (torch.arange(size, device=crop.device) + 0.5) / size
+    kept = (position >= crop[..., :1]) & (position <= 1 - crop[..., 1:])
+    x, y, z = kept.float().unbind(1)
+    return (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :])[:, None]
+
+
+def acquire(image: Tensor, inside: Tensor, appearance: Appearance) -> Tensor:
+    """Pass painted images (B, 1, n, n, n) through a random scanner; intensities come in [0, 1]."""
+    size = image.shape[-1]
+    for axis in range(3):
+        image = along(image, blur_matrix(appearance.blur[:, axis], size), axis)
+    bias = F.interpolate(appearance.bias, size=(size,) * 3, mode="trilinear", align_corners=True)
+    image = image * torch.exp(bias) * appearance.lines[:, None, :, None, None]
+    image = (image + appearance.noise).abs()
+    for axis in range(3):
+        thickness, phase = appearance.thickness[:, axis], appearance.phase[:, axis]
+        if bool((thickness > 1).any()):
+            image = along(image, slice_matrix(thickness, phase, size), axis)
+    inside = inside * field_of_view(appearance.crop, size)
+    image = normalise(image * inside) ** appearance.gamma.view(-1, 1, 1, 1, 1)
+    return image * inside
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Map the lowest value to 0 and the 99th percentile (of every 27th voxel) to 1; clip."""
+    thinned = image[..., ::3, ::3, ::3].flatten(1)
+    low, high = torch.quantile(thinned, torch.tensor([0.0, 0.99], device=image.device), dim=1)
+    shape = (-1, 1, 1, 1, 1)
+    return ((image - low.view(shape)) / (high - low).clamp(min=1e-4).view(shape)).clamp(0, 1)
+
+
+def training_batch(
+    generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
+) -> tuple[Tensor, Tensor]:
+    """Make one image and its target from each source.
+
+    Parameters
+    ----------
+    generator : Generator
+        Source of all randomness, on the device of the sources.
+    sources : list of Source
+        One for each of the B images.
+    size : int
+        Edge n of the images in voxels.
+    config : SynthesisConfig
+        Ranges.
+
+    Returns
+    -------
+    tuple of Tensor
+        Images and targets, (B, 1, n, n, n) in [0, 1]. The target is the deformed mask, linearly
+        interpolated, within the field of view.
+    """
+    batch = len(sources)
+    points = draw_points(generator, sources, size, config)
+    appearance = draw_appearance(generator, batch, size, config)
+    real = _with_probability(generator, batch, config.real_fraction)[:, 0].tolist()
+    images, insides, masks = [], [], []
+    for i, origin in enumerate(sources):
+        where = points[i : i + 1]
+        classes = sample(origin.classes, where, mode="nearest").round()
+        inside = (classes > 0).float()
+        if real[i]:
+            image = look_up(sample(origin.image, where), appearance.remap[i : i + 1])
+        else:
+            image = appearance.grey[i][classes.long()]
+        images.append(image * inside)
+        insides.append(inside)
+        masks.append(sample(origin.mask, where))
+    inside = torch.cat(insides)
+    image = acquire(torch.cat(images), inside, appearance)
+    return image, torch.cat(masks) * inside * field_of_view(appearance.crop, size)

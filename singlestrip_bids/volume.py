@@ -1,0 +1,291 @@
+"""Images on disk to the model's grid and back; the only module that knows affines.
+
+The model sees every head on an isotropic grid whose axes are the image's own, reordered to the
+closest of RAS: no rotation, so that back and forth costs one linear interpolation. The grid holds
+the whole field of view, always: it is padded, never cropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from .errors import BadData
+
+LOG = logging.getLogger("singlestrip_bids")
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+PERCENTILES = (0.5, 99.0)  # the intensities that become 0 and 1
+
+
+@dataclass(frozen=True)
+class Image:
+    """One 3D volume as stored: ``data`` (X, Y, Z) finite float32, and its NIfTI header."""
+
+    path: Path
+    data: Array
+    nifti: nib.Nifti1Image
+    volumes: int = 1
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel indices to mm (4, 4)."""
+        return np.asarray(self.nifti.affine, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Conformed:
+    """A volume on the model's grid.
+
+    Attributes
+    ----------
+    data : ndarray
+        (X, Y, Z) float32.
+    affine : ndarray
+        Voxel indices of this grid to mm (4, 4).
+    inside : ndarray of bool
+        (X, Y, Z), whether the voxel lies in the image's field of view.
+    """
+
+    data: Array
+    affine: NDArray[np.float64]
+    inside: Mask
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    if path.is_symlink() and not path.exists():
+        raise BadData(
+            f"{path}: a link to a file that is not there; in a DataLad dataset, get it first "
+            f"with: datalad get {path.name}"
+        )
+    try:
+        nifti = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        raise BadData(
+            f"{path}: not a readable NIfTI image ({error}); restore the file."
+        ) from error
+    if not isinstance(nifti, nib.Nifti1Image):
+        raise BadData(f"{path}: {type(nifti).__name__} is not NIfTI; convert it.")
+    return nifti
+
+
+def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]:
+    dtype = nifti.get_data_dtype()
+    if dtype.fields or dtype.kind == "c":
+        raise BadData(f"{path}: {dtype} voxels (complex or RGB); give a magnitude image.")
+    shape = nifti.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4):
+        raise BadData(f"{path}: {len(shape)} dimensions {shape}; give a 3D or 4D image.")
+    if 0 in shape:
+        raise BadData(f"{path}: no voxels, shape {shape}; restore the file.")
+    try:
+        if len(shape) == 3:
+            return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
+        mean = np.zeros(shape[:3], dtype=np.float64)
+        for volume in range(shape[3]):
+            mean += np.nan_to_num(np.asarray(nifti.dataobj[..., volume], dtype=np.float64))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
+    return (mean / shape[3]).astype(np.float32), shape[3]
+
+
+def load(path: Path) -> Image:
+    """Read an image; of 4D the mean over time.
+
+    Raises
+    ------
+    BadData
+        Not NIfTI, damaged, complex, RGB, 5D, without a usable affine, or without contrast.
+    """
+    nifti = _open(path)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        data, volumes = _read(path, nifti)
+    finite = np.isfinite(data)
+    if not finite.all():
+        share = 100 * (1 - finite.mean())
+        if share > 50:
+            raise BadData(f"{path}: {share:.0f} % of the voxels are not finite; restore the scan.")
+        LOG.warning("%s: %.3g %% of the voxels are not finite; taken as the minimum.", path, share)
+        data = np.where(finite, data, data[finite].min())
+    if data.min() == data.max():
+        raise BadData(f"{path}: every voxel is {data.flat[0]:g}; an image without a head.")
+    affine = np.asarray(nifti.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")
+    return Image(path, data, nifti, volumes)
+
+
+def load_mask(path: Path, image: Image) -> Mask:
+    """Read the brain mask of ``image``, anything above one half, on the image's own grid.
+
+    Raises
+    ------
+    BadData
+        Another grid than the image's, empty, or filling the volume.
+    """
+    nifti = _open(path)
+    with np.errstate(invalid="ignore"):
+        data, _ = _read(path, nifti)
+    if data.shape != image.data.shape or not np.allclose(nifti.affine, image.affine, atol=1e-2):
+        raise BadData(
+            f"{path}: a mask on another grid {data.shape} than its scan {image.path} "
+            f"{image.data.shape}; resample the mask to the scan."
+        )
+    mask = data > 0.5
+    if not mask.any():
+        raise BadData(f"{path}: an empty mask; label the brain in {image.path.name} first.")
+    if mask.mean() > 0.95:
+        raise BadData(f"{path}: the mask fills the volume; label the brain alone.")
+    return mask
+
+
+def support(data: Array) -> Mask:
+    """Voxels that differ from the constant background, if there is one (the first corner)."""
+    corners = data[:: data.shape[0] - 1 or 1, :: data.shape[1] - 1 or 1, :: data.shape[2] - 1 or 1]
+    background = np.median(corners)
+    if np.mean(corners == background) < 0.6:
+        return np.ones(data.shape, dtype=bool)
+    return data != background
+
+
+def _to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
+    """Reorder and flip axes to the closest of RAS."""
+    ornt = orientations.io_orientation(affine)
+    if np.isnan(ornt).any():
+        raise BadData(f"affine {affine.tolist()}: its axes have no clear directions; mend it.")
+    moved = orientations.apply_orientation(data, ornt)
+    return moved, affine @ orientations.inv_ornt_aff(ornt, data.shape)
+
+
+def _block_mean(data: NDArray, affine: NDArray, target: float) -> tuple[NDArray, NDArray]:
+    """Average whole blocks of voxels, the largest that fit into ``target`` mm."""
+    factors = np.maximum(np.floor(target / voxel_sizes(affine) + 1e-3).astype(int), 1)
+    if (factors == 1).all():
+        return data, affine
+    pad = [(0, -n % f) for n, f in zip(data.shape, factors, strict=True)]
+    data = np.pad(data, pad, mode="edge")
+    shape = [v for n, f in zip(data.shape, factors, strict=True) for v in (n // f, f)]
+    data = data.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
+    step = np.diag([*factors, 1.0])
+    step[:3, 3] = (factors - 1) / 2
+    return data, affine @ step
+
+
+def grid(
+    shape: tuple[int, ...], affine: NDArray, voxel_size: float, size: int, multiple: int
+) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Place the model's grid over a canonical image: centred, covering its whole field of view.
+
+    Returns
+    -------
+    tuple
+        The shape, at least ``size`` and a multiple of ``multiple`` along each axis, and the
+        affine (4, 4).
+    """
+    sizes = voxel_sizes(affine)
+    extent = np.array(shape) * sizes
+    counts = np.maximum(np.ceil(extent / voxel_size - 1e-3).astype(int), size)
+    counts = -(-counts // multiple) * multiple
+    placed = np.eye(4)
+    placed[:3, :3] = affine[:3, :3] / sizes * voxel_size
+    centre = affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+    placed[:3, 3] = centre - placed[:3, :3] @ ((counts - 1) / 2)
+    return tuple(int(n) for n in counts), placed
+
+
+def _resample(
+    data: NDArray, source: NDArray, shape: tuple[int, ...], target: NDArray, cval: float | None
+) -> Array:
+    """Sample ``data`` linearly on another grid; outside it ``cval``, or the nearest voxel."""
+    matrix = np.linalg.inv(source) @ target
+    return ndimage.affine_transform(
+        np.asarray(data, dtype=np.float32),
+        matrix[:3, :3],
+        matrix[:3, 3],
+        output_shape=shape,
+        order=1,
+        mode="nearest" if cval is None else "constant",
+        cval=cval or 0.0,
+    )
+
+
+def conform(
+    data: NDArray, affine: NDArray, voxel_size: float, size: int, multiple: int
+) -> Conformed:
+    """Bring a volume to the model's grid, intensities as they are, zero outside the field of view.
+
+    Parameters
+    ----------
+    data : ndarray
+        (X, Y, Z).
+    affine : ndarray
+        Voxel indices to mm (4, 4).
+    voxel_size : float
+        Edge of the model's voxels in mm.
+    size, multiple : int
+        Least size of the grid and what its size is a multiple of, in voxels.
+    """
+    data, affine = _to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
+    shape, placed = grid(data.shape, affine, voxel_size, size, multiple)
+    centres = [np.arange(n) for n in shape]
+    matrix = np.linalg.inv(affine) @ placed
+    inside = np.ones(shape, dtype=bool)
+    for axis, n in enumerate(data.shape):
+        index = matrix[axis, axis] * centres[axis] + matrix[axis, 3]
+        within = (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
+        inside &= within.reshape([-1 if a == axis else 1 for a in range(3)])
+    coarse, coarse_affine = _block_mean(data, affine, voxel_size)
+    sampled = _resample(coarse, coarse_affine, shape, placed, cval=None)
+    return Conformed(np.where(inside, sampled, np.float32(0)), placed, inside)
+
+
+def scale_intensity(volume: Conformed) -> Conformed:
+    """Map the 0.5th to the 99th percentile of the field of view to [0, 1] and clip."""
+    low, high = np.percentile(volume.data[volume.inside], PERCENTILES)
+    if high <= low:
+        high = low + max(float(np.ptp(volume.data[volume.inside])), 1e-6)
+    scaled = np.clip((volume.data - low) / (high - low), 0, 1).astype(np.float32)
+    return Conformed(np.where(volume.inside, scaled, np.float32(0)), volume.affine, volume.inside)
+
+
+def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
+    """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``."""
+    return _resample(data, affine, image.data.shape, image.affine, cval=0.0)
+
+
+def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
+    """Voxel size in mm with which a grid of ``size``³ holds a whole head around this brain.
+
+    The edge of the grid is 1.75 diameters of the sphere of the brain's volume (an adult human's
+    is 147 mm, so 256 mm), not more than the field of view, not less than 1.2 times the brain.
+    """
+    sizes = voxel_sizes(affine)
+    diameter = float((6 / np.pi * mask.sum() * np.prod(sizes)) ** (1 / 3))
+    widths = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    brain = max((w[-1] - w[0] + 1) * s for w, s in zip(widths, sizes, strict=True))
+    field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
+    edge = max(min(1.75 * diameter, field), 1.2 * brain)
+    return float(f"{edge / size:.3g}")
+
+
+def clean(mask: Mask) -> Mask:
+    """Keep the largest connected component and fill its holes; an empty mask stays empty."""
+    parts, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    return np.asarray(ndimage.binary_fill_holes(largest))

@@ -1,0 +1,43 @@
+"""Tiny BIDS datasets for the tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+SHAPE = (5, 6, 7)
+AFFINE = np.diag([-1.0, 1.5, 2.0, 1.0])
+OTHER_AFFINE = np.diag([-1.0, 1.5, 2.5, 1.0])
+
+
+def write_nifti(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE) -> Path:
+    """Write a small image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    nib.save(nib.Nifti1Image(data, affine), path)
+    return path
+
+
+def write_description(folder: Path, **fields: object) -> None:
+    """Write a dataset_description.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"Name": "test", "BIDSVersion": "1.10.0", **fields}
+    (folder / "dataset_description.json").write_text(json.dumps(content))
+
+
+def make_dataset(root: Path, scans: Iterable[str]) -> Path:
+    """Write a raw dataset of scans such as `sub-01/anat/sub-01_T1w.nii.gz`."""
+    write_description(root, DatasetType="raw")
+    for scan in scans:
+        write_nifti(root / scan)
+    return root
+
+
+def add_mask(root: Path, name: str, dataset: str = "manual", **grid) -> Path:
+    """Write a brain mask such as `sub-01/anat/sub-01` into one of a dataset's derivatives."""
+    path = root / "derivatives" / dataset / f"{name}_desc-brain_mask.nii.gz"
+    return write_nifti(path, **grid)

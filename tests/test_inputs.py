@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+from builders import add_mask, make_dataset, write_description, write_nifti
+
+from singlestrip_bids.errors import InvalidDataset, NoInput, NothingSelected, Usage
+from singlestrip_bids.inputs import ANATOMICAL, find_label, find_scans
+
+HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
+SCANS = (
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_T2w.nii.gz",
+    "sub-02/ses-1/anat/sub-02_ses-1_acq-lo_run-01_T1w.nii.gz",
+    "sub-02/ses-1/func/sub-02_ses-1_task-rest_bold.nii.gz",
+    "sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii",
+    "sub-03/perf/sub-03_asl.nii.gz",
+)
+
+
+@pytest.fixture
+def bids(tmp_path):
+    return make_dataset(tmp_path / "bids", SCANS)
+
+
+def names(scans):
+    return [scan.relative for scan in scans]
+
+
+class TestFindScans:
+    def test_anatomical_by_default(self, bids):
+        scans = find_scans(bids, ANATOMICAL)
+        assert names(scans) == [SCANS[0], SCANS[1], SCANS[2], SCANS[4]]
+        assert scans == find_scans(bids)
+
+    def test_all_modalities(self, bids):
+        assert names(find_scans(bids, ["all"])) == sorted(SCANS)
+
+    def test_scan_properties(self, bids):
+        scan = find_scans(bids, ["T1w"], ["02"])[0]
+        assert scan.path == bids / SCANS[2]
+        assert scan.bids_dir == bids
+        assert (scan.subject, scan.session, scan.suffix) == ("02", "1", "T1w")
+        assert scan.datatype == "anat"
+        assert (scan.entities["acquisition"], scan.entities["run"]) == ("lo", "01")
+        assert scan.name == "sub-02_ses-1_acq-lo_run-01_T1w"
+        assert find_scans(bids, ["FLAIR"])[0].name == "sub-02_ses-2_FLAIR"
+
+    def test_scan_is_hashable_and_picklable(self, bids):
+        scan = find_scans(bids)[0]
+        copy = pickle.loads(pickle.dumps(scan))
+        assert {scan, copy} == {scan}
+        assert copy.entities == scan.entities
+
+    @pytest.mark.parametrize("label", ["02", "sub-02"])
+    def test_participant(self, bids, label):
+        assert {scan.subject for scan in find_scans(bids, ["all"], [label])} == {"02"}
+
+    def test_participant_prefix_is_not_enough(self, bids):
+        write_nifti(bids / "sub-011/anat/sub-011_T1w.nii.gz")
+        assert {scan.subject for scan in find_scans(bids, ["T1w"], ["01"])} == {"01"}
+
+    def test_participant_without_the_modality_is_logged(self, bids, caplog):
+        find_scans(bids, ["T1w"], ["01", "03"])
+        assert "sub-03 has no T1w" in caplog.text
+
+    def test_relative_root_and_trailing_dots(self, bids, monkeypatch):
+        monkeypatch.chdir(bids.parent)
+        expected = find_scans(bids)
+        assert find_scans(Path("bids")) == expected
+        assert find_scans(Path("bids/sub-01/..")) == expected
+
+    def test_folders_above_the_dataset_say_nothing(self, tmp_path):
+        root = make_dataset(tmp_path / "sub-99" / "ses-9" / "func" / "run-7", SCANS)
+        scan = find_scans(root)[0]
+        assert (scan.subject, scan.session, scan.datatype) == ("01", None, "anat")
+        assert "run" not in scan.entities
+
+    def test_symlinks_are_kept(self, bids, tmp_path):
+        target = write_nifti(tmp_path / "store" / "MD5E-1.nii.gz")
+        link = bids / "sub-01/anat/sub-01_PDw.nii.gz"
+        link.symlink_to(target)
+        (bids / "sub-04").symlink_to(tmp_path / "store" / "four")
+        write_nifti(tmp_path / "store/four/anat/sub-04_T1w.nii.gz")
+        paths = [scan.path for scan in find_scans(bids)]
+        assert link in paths
+        assert bids / "sub-04/anat/sub-04_T1w.nii.gz" in paths
+        (tmp_path / "linked").symlink_to(bids)
+        assert tmp_path / "linked" / SCANS[0] in [s.path for s in find_scans(tmp_path / "linked")]
+
+    def test_dangling_link_stays_in_the_list(self, bids):
+        link = bids / "sub-04/anat/sub-04_T1w.nii.gz"
+        link.parent.mkdir(parents=True)
+        link.symlink_to("../../.git/annex/objects/gone.nii.gz")
+        assert link in [scan.path for scan in find_scans(bids)]
+
+    @pytest.mark.parametrize(
+        "elsewhere",
+        [
+            "derivatives/manual/sub-01/anat/sub-01_T1w.nii.gz",
+            "derivatives/sub-01/anat/sub-01_FLAIR.nii.gz",
+            "sourcedata/sub-01/anat/sub-01_T1w.nii.gz",
+            "sourcedata/raw/sub-01/anat/sub-01_T1w.nii.gz",
+            "code/sub-01/anat/sub-01_T1w.nii.gz",
+            ".hidden/sub-01/anat/sub-01_T1w.nii.gz",
+            "sub-01/.cache/anat/sub-01_T1w.nii.gz",
+            "sub-01/anat/._sub-01_T1w.nii.gz",
+            "sub-01/anat/old/sub-01_FLAIR.nii.gz",
+            "sub-01/fmap/sub-01_T1w.nii.gz",
+            "sub-01/anat/sub-01_defacemask.nii.gz",
+            "sub-01_copy/anat/sub-01_T1w.nii.gz",
+        ],
+    )
+    def test_other_folders_are_never_scans(self, bids, elsewhere):
+        before = find_scans(bids, ["all"])
+        write_nifti(bids / elsewhere)
+        assert find_scans(bids, ["all"]) == before
+
+    @pytest.mark.parametrize(
+        "name",
+        ["part-phase_T1w.nii.gz", "part-imag_T1w.nii.gz", "desc-n4_T1w.nii.gz", "T1w.nii"],
+    )
+    def test_left_out_with_a_warning(self, bids, caplog, name):
+        before = find_scans(bids)
+        path = write_nifti(bids / f"sub-01/anat/sub-01_{name}")
+        assert find_scans(bids) == before
+        assert f"{path.name} is left out" in caplog.text
+        caplog.clear()
+        find_scans(bids, ["T2w"])
+        assert not caplog.text
+
+    def test_magnitude_is_kept(self, bids):
+        path = write_nifti(bids / "sub-01/anat/sub-01_part-mag_T1w.nii.gz")
+        assert path in [scan.path for scan in find_scans(bids)]
+
+    def test_empty_and_other_files_do_no_harm(self, bids):
+        (bids / "sub-01/anat/sub-01_T1w.json").write_text("{broken")
+        (bids / "sub-01/anat/sub-01_PDw.nii.gz").touch()
+        assert "PDw" in {scan.suffix for scan in find_scans(bids)}
+
+    def test_derivative_dataset_as_input(self, bids):
+        write_description(bids, DatasetType="derivative")
+        assert names(find_scans(bids, ["all"])) == sorted(SCANS)
+
+
+class TestFindScansErrors:
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(NoInput, match="gone is not a folder"):
+            find_scans(tmp_path / "gone")
+
+    def test_no_description(self, bids):
+        (bids / "dataset_description.json").unlink()
+        with pytest.raises(InvalidDataset, match="no dataset_description"):
+            find_scans(bids)
+
+    @pytest.mark.parametrize("content", ["{broken", "[]", "\xff"])
+    def test_broken_description(self, bids, content):
+        (bids / "dataset_description.json").write_bytes(content.encode("latin-1"))
+        with pytest.raises(InvalidDataset, match="dataset_description"):
+            find_scans(bids)
+
+    def test_no_subjects(self, tmp_path):
+        write_description(tmp_path)
+        with pytest.raises(InvalidDataset, match="no sub-"):
+            find_scans(tmp_path)
+
+    def test_missing_participants(self, bids):
+        with pytest.raises(NothingSelected, match=r"no sub-08, sub-09\. It has: sub-01, sub-02"):
+            find_scans(bids, ANATOMICAL, ["01", "08", "sub-09"])
+
+    def test_long_lists_are_cut(self, bids):
+        for number in range(100, 150):
+            (bids / f"sub-{number}").mkdir()
+        with pytest.raises(NothingSelected, match="and 23 more"):
+            find_scans(bids, ANATOMICAL, ["99"])
+
+    def test_nothing_of_these_modalities(self, bids):
+        with pytest.raises(NothingSelected, match="Suffixes there: T1w, T2w"):
+            find_scans(bids, ["PDw"], ["01"])
+        (bids / "sub-09").mkdir()
+        with pytest.raises(NothingSelected, match="there: none"):
+            find_scans(bids, ["PDw"], ["09"])
+
+    def test_unknown_modality(self, bids):
+        with pytest.raises(Usage, match="Unknown modality T1"):
+            find_scans(bids, ["T1", "T2w"])
+
+
+class TestFindLabel:
+    def test_the_only_mask(self, bids):
+        mask = add_mask(bids, "sub-01/anat/sub-01")
+        (label,) = find_label(bids, find_scans(bids))
+        assert label.mask == mask
+        assert label.scan.relative == SCANS[0]
+
+    def test_masks_in_derivatives_itself(self, bids):
+        mask = add_mask(bids, "sub-01/anat/sub-01", dataset=".")
+        assert find_label(bids)[0].mask == mask
+
+    def test_named_subjects_in_their_order(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01")
+        add_mask(bids, "sub-02/ses-2/anat/sub-02_ses-2_space-FLAIR")
+        labels = find_label(bids, (), ["sub-02", "01"])
+        assert [label.scan.relative for label in labels] == [SCANS[4], SCANS[0]]
+
+    def test_scan_outside_the_selection(self, bids, caplog):
+        caplog.set_level(logging.INFO)
+        add_mask(bids, "sub-01/anat/sub-01_space-T2w")
+        scans = find_scans(bids, ["FLAIR"], ["02"])
+        assert find_label(bids, scans)[0].scan.relative == SCANS[1]
+        assert "though not selected" in caplog.text
+
+    def test_own_predictions_are_no_labels(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01", dataset="predicted")
+        own = bids / "derivatives" / "predicted"
+        write_description(own, GeneratedBy=[{"Name": "singlestrip-bids"}])
+        with pytest.raises(NoInput, match="No brain mask"):
+            find_label(bids)
+        assert find_label(bids, (), (), [own])[0].scan.relative == SCANS[0]
+
+    def test_unreadable_derivative_is_skipped(self, bids, caplog):
+        add_mask(bids, "sub-01/anat/sub-01")
+        add_mask(bids, "sub-02/anat/sub-02", dataset="odd")
+        (bids / "derivatives/odd/dataset_description.json").write_text("{")
+        assert find_label(bids)[0].scan.subject == "01"
+        assert "No label is taken" in caplog.text
+
+    def test_derivatives_restrict_the_search(self, bids, tmp_path):
+        add_mask(bids, "sub-01/anat/sub-01")
+        mask = write_nifti(tmp_path / "mine/sub-03/perf/sub-03_desc-brain_mask.nii.gz")
+        assert find_label(bids, (), (), [tmp_path / "mine"])[0].mask == mask
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "sourcedata/x/sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+            "derivatives/.x/sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+            "derivatives/x/sub-01/anat/._sub-01_desc-brain_mask.nii.gz",
+            "derivatives/x/sub-01/anat/sub-01_desc-tumour_mask.nii.gz",
+            "derivatives/x/sub-01/anat/sub-01_desc-brain_mask.nii.gz.bak/f.nii",
+        ],
+    )
+    def test_not_a_label(self, bids, name):
+        write_nifti(bids / name)
+        with pytest.raises(NoInput):
+            find_label(bids)
+
+
+class TestFindLabelErrors:
+    def test_no_mask(self, bids):
+        with pytest.raises(NoInput, match=r"derivatives/manual/sub-XX/anat.*--label-mask"):
+            find_label(bids)
+
+    def test_no_mask_of_the_named_subject(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01")
+        with pytest.raises(NoInput, match=r"of sub-02 in .*manual\. Masks there: sub-01"):
+            find_label(bids, (), ["02"])
+
+    def test_several_subjects(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01")
+        add_mask(bids, "sub-03/perf/sub-03")
+        with pytest.raises(Usage, match=r"sub-01, sub-03\..*--label-subject"):
+            find_label(bids)
+
+    @pytest.mark.parametrize("named", [(), ("01",)])
+    def test_two_masks_of_a_subject(self, bids, named):
+        add_mask(bids, "sub-01/anat/sub-01")
+        add_mask(bids, "sub-01/anat/sub-01_space-T2w")
+        with pytest.raises(Usage, match=r"sub-01 has 2 brain masks: .*--label-mask"):
+            find_label(bids, (), named)
+
+    def test_subject_not_in_the_dataset(self, bids):
+        with pytest.raises(NoInput, match="no sub-77"):
+            find_label(bids, (), ["77"])
+        add_mask(bids, "sub-88/anat/sub-88")
+        with pytest.raises(NoInput, match="no sub-88"):
+            find_label(bids)
+
+    def test_missing_derivatives_folder(self, bids):
+        with pytest.raises(NoInput, match="gone .--derivatives. is not a folder"):
+            find_label(bids, (), (), [bids / "gone"])
+
+
+class TestLabelMask:
+    def test_subject_in_its_name(self, bids, tmp_path):
+        mask = write_nifti(tmp_path / "sub-01_brain.nii.gz")
+        add_mask(bids, "sub-02/anat/sub-02")
+        assert find_label(bids, label_mask=mask)[0].mask == mask
+
+    def test_chooses_between_two_masks(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01")
+        mask = add_mask(bids, "sub-01/anat/sub-01_space-T2w")
+        (label,) = find_label(bids, (), ["sub-01"], (), mask)
+        assert (label.scan.relative, label.mask) == (SCANS[1], mask)
+
+    def test_relative_path(self, bids, tmp_path, monkeypatch):
+        write_nifti(tmp_path / "sub-01_brain.nii.gz")
+        monkeypatch.chdir(tmp_path)
+        (label,) = find_label(bids, label_mask=Path("sub-01_brain.nii.gz"))
+        assert label.mask == tmp_path / "sub-01_brain.nii.gz"
+
+    @pytest.mark.parametrize(
+        ("name", "named", "error", "match"),
+        [
+            ("drawn.nii.gz", (), Usage, "names no subject"),
+            ("drawn.nii.gz", ("01", "02"), Usage, "sub-01, sub-02 are named"),
+            ("sub-01_brain.nii.gz", ("02",), Usage, "of sub-01 by its name"),
+            ("sub-77_brain.nii.gz", (), NoInput, "no sub-77"),
+            ("gone.nii.gz", ("01",), NoInput, "is not there"),
+        ],
+    )
+    def test_errors(self, bids, tmp_path, name, named, error, match):
+        if name != "gone.nii.gz":
+            write_nifti(tmp_path / name)
+        with pytest.raises(error, match=match):
+            find_label(bids, (), named, (), tmp_path / name)

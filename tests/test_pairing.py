@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from builders import OTHER_AFFINE, SHAPE, add_mask, make_dataset, write_nifti
+
+from singlestrip_bids.derivatives import mask_path
+from singlestrip_bids.errors import BadData, NoInput, Usage
+from singlestrip_bids.inputs import find_label, find_scans
+
+HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
+SCANS = (
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_T2w.nii.gz",
+    "sub-02/ses-1/anat/sub-02_ses-1_acq-lo_run-01_T1w.nii.gz",
+    "sub-02/ses-1/func/sub-02_ses-1_task-rest_bold.nii.gz",
+    "sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii",
+    "sub-03/perf/sub-03_asl.nii.gz",
+)
+
+
+@pytest.fixture
+def bids(tmp_path):
+    return make_dataset(tmp_path / "bids", SCANS)
+
+
+class TestScanOf:
+    @pytest.mark.parametrize(
+        ("mask", "scan"),
+        [
+            ("sub-02/ses-1/anat/sub-02_ses-1_acq-lo_run-01", SCANS[2]),
+            ("sub-02/ses-1/anat/sub-02_ses-1", SCANS[2]),
+            ("sub-02/anat/sub-02", SCANS[2]),
+            ("sub-02/ses-1/func/sub-02_ses-1_task-rest", SCANS[3]),
+            ("sub-02/ses-1/anat/sub-02_ses-1_space-bold", None),
+            ("sub-03/perf/sub-03", SCANS[5]),
+        ],
+    )
+    def test_scan_by_name(self, bids, mask, scan):
+        add_mask(bids, mask)
+        if scan is None:  # both scans of the session are on the mask's grid
+            with pytest.raises(Usage, match="fits several scans"):
+                find_label(bids)
+        else:
+            assert find_label(bids)[0].scan.relative == scan
+
+    def test_every_mask_name_leads_back_to_its_scan(self, bids):
+        for scan in find_scans(bids, ["all"]):
+            mask = write_nifti(mask_path(bids / "derivatives" / scan.name, scan))
+            (label,) = find_label(bids, (), (), [bids / "derivatives" / scan.name])
+            assert (label.scan, label.mask) == (scan, mask)
+
+    @pytest.mark.parametrize("key", ["SpatialReference", "Sources"])
+    def test_scan_by_sidecar(self, bids, key):
+        mask = add_mask(bids, "sub-01/anat/sub-01")
+        uri = f"bids:raw:{SCANS[1]}"
+        fields = {"SpatialReference": "orig", key: uri if key != "Sources" else [uri]}
+        Path(str(mask).replace(".nii.gz", ".json")).write_text(json.dumps(fields))
+        assert find_label(bids)[0].scan.relative == SCANS[1]
+
+    def test_scan_by_grid(self, bids):
+        second = "sub-01/anat/sub-01_run-2_T1w.nii.gz"
+        write_nifti(bids / second, affine=OTHER_AFFINE)
+        add_mask(bids, "sub-01/anat/sub-01", affine=OTHER_AFFINE)
+        assert find_label(bids)[0].scan.relative == second
+
+    def test_several_scans_on_the_grid(self, bids):
+        write_nifti(bids / "sub-01/anat/sub-01_run-2_T1w.nii.gz")
+        add_mask(bids, "sub-01/anat/sub-01")
+        with pytest.raises(Usage, match=r"fits several scans: .*sub-01_T1w.*, .*run-2_T1w.*JSON"):
+            find_label(bids)
+
+    def test_another_grid(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01", affine=OTHER_AFFINE)
+        with pytest.raises(BadData, match=r"another grid .*sub-01_T1w.*Resample"):
+            find_label(bids)
+
+    def test_another_shape(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01", shape=(5, 6, 8))
+        with pytest.raises(BadData, match=r"\(5, 6, 8\).*\(5, 6, 7\)"):
+            find_label(bids)
+
+    def test_4d_scan_and_masks(self, bids):
+        write_nifti(bids / SCANS[5], shape=(*SHAPE, 3))
+        add_mask(bids, "sub-03/perf/sub-03", shape=(*SHAPE, 1))
+        assert find_label(bids)[0].scan.relative == SCANS[5]
+        add_mask(bids, "sub-03/perf/sub-03", shape=(*SHAPE, 2))
+        with pytest.raises(BadData, match="one volume"):
+            find_label(bids)
+
+    def test_session_without_scans(self, bids):
+        add_mask(bids, "sub-02/ses-9/anat/sub-02_ses-9")
+        with pytest.raises(NoInput, match="sub-02 ses-9 has none"):
+            find_label(bids)
+
+    def test_dangling_mask(self, bids):
+        mask = bids / "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+        mask.parent.mkdir(parents=True)
+        mask.symlink_to("gone")
+        with pytest.raises(BadData, match="link to a file that is not there"):
+            find_label(bids)
+
+    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x1f\x8b\x08\x00"])
+    def test_unreadable_mask(self, bids, content):
+        add_mask(bids, "sub-01/anat/sub-01").write_bytes(content)
+        with pytest.raises(BadData, match="sub-01_desc-brain_mask.nii.gz cannot be read"):
+            find_label(bids)
+
+    def test_flat_mask(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01", shape=(5, 6))
+        with pytest.raises(BadData, match="not a volume"):
+            find_label(bids)
+
+    def test_unreadable_sidecar(self, bids):
+        mask = add_mask(bids, "sub-01/anat/sub-01")
+        Path(str(mask).replace(".nii.gz", ".json")).write_text("{")
+        with pytest.raises(BadData, match="mask.json is not readable JSON"):
+            find_label(bids)
+
+    def test_free_name_goes_by_grid_then_contrast(self, bids, tmp_path):
+        mask = write_nifti(tmp_path / "drawn.nii")
+        assert find_label(bids, (), ["01"], (), mask)[0].scan.relative == SCANS[0]
+        write_nifti(bids / SCANS[0], affine=OTHER_AFFINE)
+        assert find_label(bids, (), ["01"], (), mask)[0].scan.relative == SCANS[1]
+
+
+@pytest.mark.skipif(not HEADS.is_dir(), reason="the real heads are not here")
+class TestRealHeads:
+    def test_masks_lead_to_their_scans(self):
+        masks = sorted(HEADS.glob("derivatives/reference-masks/**/*_mask.nii.gz"))
+        assert masks
+        for mask in masks:
+            (label,) = find_label(HEADS, label_mask=mask)
+            folder = HEADS / "derivatives" / "reference-masks"
+            assert mask_path(folder, label.scan) == mask
+
+    def test_two_masks_of_sub_20(self):
+        with pytest.raises(Usage, match="sub-20 has 2 brain masks"):
+            find_label(HEADS, (), ["20"])
