@@ -41,8 +41,8 @@ class Row:
         Dice coefficient; None without a comparable prediction.
     hd95_mm : float or None
         95th percentile surface distance in mm; infinite if one mask is empty.
-    quality : float or None
-        ``QualityScore`` of the prediction's sidecar, if it has one.
+    quality, seconds : float or None
+        ``QualityScore`` and ``ComputeSeconds`` of the prediction's sidecar, if it has them.
     error : str or None
         Why there is no score.
     """
@@ -52,6 +52,7 @@ class Row:
     dice: float | None = None
     hd95_mm: float | None = None
     quality: float | None = None
+    seconds: float | None = None
     error: str | None = None
 
 
@@ -101,20 +102,19 @@ def table(rows: Sequence[Row]) -> str:
         Lines of fixed-width columns, without a final line break.
     """
     width = max([len("mean overall (n = 99)"), *(len(row.scan) for row in rows)])
-    lines = [f"{'scan':<{width}}  {'Dice':>6}  {'HD95 mm':>7}  {'quality':>7}"]
+    lines = [f"{'scan':<{width}}  {'Dice':>6}  {'HD95 mm':>7}  {'quality':>7}  {'seconds':>7}"]
     lines += [
         f"{row.scan:<{width}}  {row.error}"
         if row.error
-        else _line(row.scan, width, row.dice, row.hd95_mm, row.quality)
+        else _line(row.scan, width, row.dice, row.hd95_mm, row.quality, row.seconds)
         for row in rows
     ]
     lines.append("-" * len(lines[0]))
     groups = {name: [row for row in rows if row.contrast == name] for name in _contrasts(rows)}
     for name, group in {**groups, "overall": rows}.items():
         done = [row for row in group if row.error is None]
-        means = [
-            _mean([getattr(row, key) for row in done]) for key in ("dice", "hd95_mm", "quality")
-        ]
+        keys = ("dice", "hd95_mm", "quality", "seconds")
+        means = [_mean([getattr(row, key) for row in done]) for key in keys]
         lines.append(_line(f"mean {name} (n = {len(done)})", width, *means))
     return "\n".join(lines)
 
@@ -158,11 +158,18 @@ def _row(reference: Path, derivatives: Path, references: Path) -> Row:
         truth, affine = _load(reference)
         found, found_affine = _load(path)
         _check_grids(truth, affine, found, found_affine)
-        quality = _quality(path)
+        said = _sidecar(path)
     except (OSError, EOFError, ValueError, ImageFileError) as error:
         return Row(scan, contrast, error=str(error))
     distance = hausdorff95(found, truth, voxel_sizes(affine))
-    return Row(scan, contrast, dice(found, truth), distance, quality)
+    return Row(
+        scan,
+        contrast,
+        dice(found, truth),
+        distance,
+        said.get("QualityScore"),
+        said.get("ComputeSeconds"),
+    )
 
 
 def _prediction(relative: Path, derivatives: Path, references: Path) -> Path:
@@ -203,13 +210,10 @@ def _check_grids(
         raise ValueError(f"grids differ: affines disagree by {gap:.2f} mm")
 
 
-def _quality(mask: Path) -> float | None:
-    """Return the quality score in a mask's sidecar, None without one."""
-    sidecar = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
-    if not sidecar.is_file():
-        return None
-    value = json.loads(sidecar.read_text()).get("QualityScore")
-    return None if value is None else float(value)
+def _sidecar(mask: Path) -> dict[str, Any]:
+    """Return a mask's sidecar, empty if it has none."""
+    path = mask.with_name(mask.name.removesuffix(".nii.gz") + ".json")
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def _contrasts(rows: Sequence[Row]) -> list[str]:
@@ -225,7 +229,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _line(name: str, width: int, *values: float | None) -> str:
     """Return one line of the table."""
-    cells = zip(values, ("6.4f", "7.2f", "7.4f"), (6, 7, 7), strict=True)
+    cells = zip(values, ("6.4f", "7.2f", "7.4f", "7.1f"), (6, 7, 7, 7), strict=True)
     text = [
         f"{'-':>{size}}" if value is None else f"{value:{form}}" for value, form, size in cells
     ]

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .config import PRESETS, MethodConfig, RunConfig, sloppy
+from .config import ALL_MODALITIES, ANATOMICAL, PRESETS, MethodConfig, RunConfig, sloppy
 from .errors import SingleStripError, Usage
 
 LEVELS = ("group", "participant")
 UNKNOWN_LEVEL = 17  # exit code of the BIDS Apps draft (BEP027)
-ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
-OTHERS = ("asl", "m0scan", "bold", "sbref", "boldref", "dwi")
 
 QUICK = PRESETS["quick"]  # its method settings are every preset's
 
@@ -80,7 +78,7 @@ def build_parser() -> Parser:
     which.add_argument(
         "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
         help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
-        f"all adds {' '.join(OTHERS)}",
+        f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
     )  # fmt: skip
 
     label = parser.add_argument_group("the label (group)")

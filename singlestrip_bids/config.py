@@ -6,6 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
+"""Suffixes used unless others are asked for."""
+
+ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
+"""Every suffix that can be asked for; ``all`` means these."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:

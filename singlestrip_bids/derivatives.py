@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import logging
 import math
 import os
 import secrets
@@ -49,7 +48,6 @@ _GEOMETRY = (
     *("dim_info", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c"),
     *("quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-_log = logging.getLogger(__name__)
 
 
 # --------------------------------------------------------------------------- paths

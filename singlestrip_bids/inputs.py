@@ -14,18 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .config import ALL_MODALITIES, ANATOMICAL
 from .derivatives import made_here, read_json
 from .errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
 from .pairing import Mask, scan_of
-
-ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
-"""Suffixes used unless others are asked for."""
-
-ALL_MODALITIES = (
-    *ANATOMICAL,
-    *("inplaneT1", "PDT2", "UNIT1", "asl", "m0scan", "bold", "sbref", "boldref", "dwi"),
-)
-"""Every suffix that can be asked for; `all` means these."""
 
 MAIN_SUFFIX: Mapping[str, str] = {"anat": "T1w", "func": "bold", "perf": "asl", "dwi": "dwi"}
 """The suffix of each data type whose mask needs no `space-` entity."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     ScanFailed
         The network found no brain.
     """
+    began = time.monotonic()
     image = volume.load(scan.path)
     multiple = trained.network.config.multiple
     conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
@@ -88,6 +90,7 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     derivatives.write_mask(path, mask, image.nifti)
     millilitres = float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000)
     fields = _fields(trained, score, millilitres, image.volumes)
+    fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
     derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))
     return score
 

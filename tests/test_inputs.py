@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from builders import add_mask, make_dataset, write_description, write_nifti
 
+from singlestrip_bids.config import ANATOMICAL
 from singlestrip_bids.errors import InvalidDataset, NoInput, NothingSelected, Usage
-from singlestrip_bids.inputs import ANATOMICAL, find_label, find_scans
+from singlestrip_bids.inputs import find_label, find_scans
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SCANS = (
@@ -280,7 +281,7 @@ class TestFindLabelErrors:
             find_label(bids)
 
     def test_missing_derivatives_folder(self, bids):
-        with pytest.raises(NoInput, match="gone .--derivatives. is not a folder"):
+        with pytest.raises(NoInput, match=r"gone .--derivatives. is not a folder"):
             find_label(bids, (), (), [bids / "gone"])
 
 
