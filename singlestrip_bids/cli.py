@@ -239,3 +239,7 @@ def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
 def entry() -> NoReturn:
     """Console script."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -239,7 +239,7 @@ def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet,
 def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Module:
     settings = stage.method.quality
     torch.manual_seed(mix_seed(stage.method.seed, 1))
-    network = Autoencoder(settings.latent)
+    network = Autoencoder(settings.latent, settings.slice_size)
     masks = [(s.mask[0, 0] > 0.5).cpu().numpy() for s in sources]
     brain = torch.cat([quality.slices(mask, settings.slice_size) for mask in masks])
     loss = quality.loss_over(brain.to(stage.runtime.device), settings.batch_size)

@@ -89,7 +89,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
             **{**method["network"], "features": tuple(method["network"]["features"])}
         )
         network = UNet(shape)
-        autoencoder = Autoencoder(quality.latent)
+        autoencoder = Autoencoder(quality.latent, quality.slice_size)
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
         voxel_size, size = float(card["voxel_size_mm"]), int(method["size"])

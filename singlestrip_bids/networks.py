@@ -81,11 +81,13 @@ class UNet(nn.Module):
         return unfold(self.head(x), self.config.stem)
 
 
-# kernel, stride and output channels of the encoder (Galati & Zuluaga 2021); the decoder mirrors it
+# kernel, stride and output channels of the encoder for slices of 256² (Galati & Zuluaga 2021);
+# the decoder mirrors it
 _AE_LAYERS = (
     (4, 2, 32), (4, 2, 32), (4, 2, 32), (3, 1, 32), (4, 2, 64),
     (3, 1, 64), (4, 2, 128), (3, 1, 64), (3, 1, 32),
 )  # fmt: skip
+_AE_SIZES = {256: 0, 128: 1, 64: 2}  # edge of the slices -> leading layers to leave out
 
 
 class Autoencoder(nn.Module):
@@ -94,7 +96,10 @@ class Autoencoder(nn.Module):
     Parameters
     ----------
     latent : int
-        Channels of the bottleneck; a slice of n² pixels has (n / 64)² elements in each.
+        Channels of the bottleneck, which has 4 × 4 elements in each.
+    size : int
+        Edge n of the slices: 64, 128 or 256. Smaller slices enter later, where a slice of 256²
+        would have come down to their size, so that the bottleneck is the published one.
 
     Notes
     -----
@@ -102,26 +107,23 @@ class Autoencoder(nn.Module):
     segmentation"; used for brain masks in SingleStrip, section 2.3.
     """
 
-    def __init__(self, latent: int = 100) -> None:
+    def __init__(self, latent: int = 100, size: int = 256) -> None:
         super().__init__()
-        channels = [2, *(width for *_, width in _AE_LAYERS)]
+        layers = _AE_LAYERS[_AE_SIZES[size] :]
+        channels = [2, *(width for *_, width in layers)]
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = []
-        for (kernel, stride, width), inputs in zip(_AE_LAYERS, channels[:-1], strict=True):
+        for (kernel, stride, width), inputs in zip(layers, channels[:-1], strict=True):
             encoder += [nn.Conv2d(inputs, width, kernel, stride, 1), *_regularised(width)]
             up = nn.ConvTranspose2d(width, inputs, kernel, stride, 1)
             decoder = [up, *(_regularised(inputs) if inputs != 2 else []), *decoder]
         encoder.append(nn.Conv2d(channels[-1], latent, 4, 2, 1))
-        decoder = [
-            nn.ConvTranspose2d(latent, channels[-1], 4, 2, 1),
-            *_regularised(channels[-1]),
-            *decoder,
-        ]
+        bottom = nn.ConvTranspose2d(latent, channels[-1], 4, 2, 1)
         self.encoder = nn.Sequential(*encoder)
-        self.decoder = nn.Sequential(*decoder)
+        self.decoder = nn.Sequential(bottom, *_regularised(channels[-1]), *decoder)
 
     def forward(self, onehot: Tensor) -> Tensor:
-        """Reconstructed class probabilities (B, 2, n, n) of one-hot slices; n a multiple of 64."""
+        """Reconstructed class probabilities (B, 2, n, n) of one-hot slices."""
         return torch.softmax(self.decoder(self.encoder(onehot)), dim=1)
 
 

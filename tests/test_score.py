@@ -45,9 +45,9 @@ def test_scores_means_and_contrasts(trees, mask, tmp_path, capsys):
     assert [row.quality for row in rows] == [0.5, None, None]
     text = table(rows).splitlines()
     assert text[-3:] == [
-        "mean T1w (n = 1)              1.0000     0.00   0.5000",
-        "mean T2w (n = 2)              0.8750     1.00        -",
-        "mean overall (n = 3)          0.9167     0.67   0.5000",
+        "mean T1w (n = 1)              1.0000     0.00   0.5000        -",
+        "mean T2w (n = 2)              0.8750     1.00        -        -",
+        "mean overall (n = 3)          0.9167     0.67   0.5000        -",
     ]
     out = tmp_path / "rows.json"
     assert main([str(found), str(truth), "--json", str(out)]) == 0

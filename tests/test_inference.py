@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from singlestrip_bids.config import NetworkConfig
+from singlestrip_bids.inference import conform_image, mask_from, predict
+from singlestrip_bids.networks import UNet
+from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.volume import Conformed, Image
+
+CPU = Runtime(torch.device("cpu"), bfloat16=False)
+SHAPE = (8, 16, 12)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    made = UNet(NetworkConfig(features=(3, 4), normalise=True, stem=2))
+    torch.nn.init.normal_(made.head.weight)
+    return made
+
+
+def scan(seed: int = 0) -> Conformed:
+    rng = np.random.default_rng(seed)
+    inside = np.zeros(SHAPE, bool)
+    inside[1:, 2:-3] = True
+    data = np.where(inside, rng.random(SHAPE), 0).astype(np.float32)
+    return Conformed(data, np.eye(4), inside)
+
+
+class TestPredict:
+    def test_probability_within_the_field_of_view(self, network):
+        conformed = scan()
+        probability = predict(network, conformed, CPU)
+        assert probability.shape == SHAPE
+        assert probability.dtype == np.float32
+        assert not probability[~conformed.inside].any()
+        within = probability[conformed.inside]
+        assert within.min() > 0
+        assert within.max() < 1
+        assert np.ptp(within) > 0.1
+
+    def test_mirrored_image_gives_the_mirrored_prediction(self, network):
+        conformed = scan()
+        mirrored = Conformed(
+            conformed.data[::-1].copy(), conformed.affine, conformed.inside[::-1].copy()
+        )
+        one, two = predict(network, conformed, CPU), predict(network, mirrored, CPU)
+        np.testing.assert_allclose(two, one[::-1], atol=1e-6)
+        with torch.no_grad():
+            plain = network(torch.from_numpy(conformed.data)[None, None]).sigmoid()[0, 0].numpy()
+        assert abs(plain - one)[conformed.inside].max() > 1e-3
+
+    def test_same_each_time_and_without_gradient(self, network):
+        network.train()
+        one, two = predict(network, scan(), CPU), predict(network, scan(), CPU)
+        np.testing.assert_array_equal(one, two)
+        assert not network.training
+        assert all(p.grad is None for p in network.parameters())
+
+    def test_bfloat16_is_close(self, network):
+        fine = predict(network, scan(), CPU)
+        coarse = predict(network, scan(), Runtime(CPU.device, bfloat16=True))
+        assert coarse.dtype == np.float32
+        assert abs(fine - coarse).mean() < 0.05
+
+    def test_image_is_left_as_it_is(self, network):
+        conformed = scan()
+        before = conformed.data.copy()
+        predict(network, conformed, CPU)
+        np.testing.assert_array_equal(conformed.data, before)
+
+
+def test_conform_image():
+    data = np.random.default_rng(0).normal(300, 50, (20, 18, 22)).astype(np.float32)
+    affine = np.diag([-1.5, 1.5, 1.5, 1.0])
+    image = Image(Path("x.nii"), data, nib.Nifti1Image(data, affine))
+    conformed = conform_image(image, 3.0, 16, 8)
+    assert conformed.data.shape == (16, 16, 16)
+    assert conformed.data.min() == 0
+    assert conformed.data.max() == 1
+    assert not conformed.data[~conformed.inside].any()
+
+
+def test_mask_is_the_largest_part_above_one_half_without_holes():
+    probability = np.zeros((12, 12, 12), np.float32)
+    probability[2:8, 2:8, 2:8] = 0.51
+    expected = probability > 0
+    probability[4, 4, 4] = 0.2
+    probability[10, 10, 10] = 0.99
+    probability[2, 2, 9:11] = 0.5
+    mask = mask_from(probability)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, expected)
+    assert not mask_from(np.full((4, 4, 4), 0.5, np.float32)).any()

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from singlestrip_bids import runtime
+from singlestrip_bids.errors import TemporaryFailure, Usage
+from singlestrip_bids.runtime import (
+    Progress,
+    Runtime,
+    check_stop,
+    describe,
+    mix_seed,
+    start,
+    start_logging,
+    stop_asked,
+    stopping_on_sigterm,
+)
+
+PROPERTY = settings(max_examples=50, deadline=None, derandomize=True)
+NUMBER = st.integers(-(2**63), 2**63 - 1)
+
+
+class TestStart:
+    @pytest.mark.parametrize("device", ["tpu", "", "gpu", "cpu:x", "cuda:-2", "meta", "mps"])
+    def test_unknown_device(self, device):
+        with pytest.raises(Usage, match=re.escape(f"--device {device}:")):
+            start(device)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+    def test_gpu_that_is_not_there(self, device):
+        with pytest.raises(Usage, match=f"--device {device}:.*0 CUDA devices"):
+            start(device)
+
+    def test_gpu_beyond_the_last(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        assert start("cuda:1") == Runtime(torch.device("cuda:1"), bfloat16=False)
+        assert start("auto").device == torch.device("cuda")
+        with pytest.raises(Usage, match="--device cuda:2:.*2 CUDA devices"):
+            start("cuda:2")
+
+    def test_auto_without_gpu_says_so(self, monkeypatch, caplog):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with caplog.at_level(logging.INFO):
+            assert start("auto").device == torch.device("cpu")
+        assert "No GPU" in caplog.text
+
+    def test_threads(self):
+        before = torch.get_num_threads()
+        try:
+            start("cpu", threads=1)
+            assert torch.get_num_threads() == 1
+        finally:
+            torch.set_num_threads(before)
+        start("cpu")
+        assert torch.get_num_threads() == before
+
+
+class TestRuntime:
+    @pytest.mark.parametrize("bfloat16", [False, True])
+    def test_autocast(self, bfloat16):
+        here = Runtime(torch.device("cpu"), bfloat16)
+        with here.autocast():
+            made = torch.nn.Linear(2, 2)(torch.ones((1, 2)))
+        assert made.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+
+    def test_generators(self):
+        here = Runtime(torch.device("cpu"), bfloat16=False)
+        one, same, other = (
+            torch.rand(8, generator=here.generator(*seed)) for seed in ((1, 2), (1, 2), (2, 1))
+        )
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+        assert here.generator(1).device == here.device
+
+
+class TestMixSeed:
+    @PROPERTY
+    @given(st.lists(NUMBER, max_size=4))
+    def test_deterministic_and_fit_for_torch(self, numbers):
+        seed = mix_seed(*numbers)
+        assert seed == mix_seed(*numbers)
+        assert 0 <= seed < 2**63
+        torch.Generator().manual_seed(seed)
+
+    def test_distinct(self):
+        seeds = [mix_seed(a, b) for a, b in itertools.product(range(-3, 200), range(100))]
+        seeds += [mix_seed(a) for a in range(-3, 200)]
+        seeds += [mix_seed(a, b, c) for a, b, c in itertools.product(range(20), repeat=3)]
+        assert len(set(seeds)) == len(seeds)
+
+    def test_neighbouring_seeds_share_no_bits_by_rule(self):
+        """About half of the bits change from one seed to the next."""
+        changed = [(mix_seed(n, 0) ^ mix_seed(n + 1, 0)).bit_count() for n in range(200)]
+        assert 20 < sum(changed) / len(changed) < 43
+
+
+class TestStopping:
+    def test_sigterm_asks(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with stopping_on_sigterm():
+            assert not stop_asked()
+            check_stop()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop_asked()
+            with pytest.raises(TemporaryFailure):
+                check_stop()
+        assert not stop_asked()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_handler_is_put_back_after_an_error(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(ZeroDivisionError), stopping_on_sigterm():
+            raise ZeroDivisionError
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Clock:
+    """A clock that moves on by one step at every call."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def no_terminal(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    return caplog
+
+
+LINE = re.compile(r"fit: (\d+)/(\d+) (.*) \(([\d.]+)/s, (\d+):(\d\d):(\d\d) left\)")
+
+
+def run_steps(monkeypatch, step_s: float, total: int, steps: int, **options) -> list[re.Match]:
+    clock = Clock(step_s)
+    monkeypatch.setattr(runtime.time, "monotonic", clock.monotonic)
+    with Progress("fit", total, **options) as progress:
+        for _ in range(steps):
+            progress.step("loss 0.5")
+
+
+class TestProgress:
+    def lines(self, caplog) -> list[tuple]:
+        found = [LINE.fullmatch(message) for message in caplog.messages]
+        assert all(found)
+        return [match.groups() for match in found]
+
+    def test_line_every_interval_and_at_the_end(self, monkeypatch, no_terminal):
+        run_steps(monkeypatch, 1.0, total=40, steps=40, interval=15.0)
+        lines = self.lines(no_terminal)
+        assert [int(line[0]) for line in lines] == [15, 30, 40]
+        assert {line[1:3] for line in lines} == {("40", "loss 0.5")}
+        assert not sys.stderr.getvalue()
+
+    def test_rate_and_time_left(self, monkeypatch, no_terminal):
+        run_steps(monkeypatch, 4.0, total=1000, steps=10, interval=40.0)
+        ((*_, rate, hours, minutes, seconds),) = self.lines(no_terminal)
+        assert float(rate) == 0.25
+        assert int(hours) * 3600 + int(minutes) * 60 + int(seconds) == 990 * 4
+
+    def test_time_left_of_days(self, monkeypatch, no_terminal):
+        run_steps(monkeypatch, 20.0, total=100_000, steps=1)
+        ((*_, hours, minutes, seconds),) = self.lines(no_terminal)
+        assert int(hours) * 3600 + int(minutes) * 60 + int(seconds) == 99_999 * 20
+
+    def test_resumed(self, monkeypatch, no_terminal):
+        run_steps(monkeypatch, 2.0, total=100, steps=10, start=90, interval=1e6)
+        ((done, *_, rate, hours, minutes, seconds),) = self.lines(no_terminal)
+        assert (int(done), float(rate)) == (100, 0.5)
+        assert (hours, minutes, seconds) == ("00", "00", "00")
+
+    def test_bar_on_a_terminal(self, monkeypatch, caplog):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        caplog.set_level(logging.INFO)
+        with Progress("fit", 3) as progress:
+            for _ in range(3):
+                progress.step("loss 0.5")
+        assert "fit: 100%" in terminal.getvalue()
+        assert "3/3" in terminal.getvalue()
+        assert not caplog.messages
+
+
+class TestLogging:
+    @pytest.mark.parametrize(("verbosity", "lines"), [(0, 1), (1, 2)])
+    def test_to_standard_error(self, monkeypatch, verbosity, lines):
+        log = runtime.LOG
+        before = (log.handlers[:], log.level, log.propagate)
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        try:
+            start_logging(verbosity)
+            start_logging(verbosity)  # once more, and still one line a message
+            log.debug("detail")
+            log.info("fact")
+        finally:
+            log.handlers[:], log.propagate = before[0], before[2]
+            log.setLevel(before[1])
+        assert len(stream.getvalue().splitlines()) == lines
+        assert "INFO fact" in stream.getvalue()
+
+
+def test_describe_is_plain():
+    facts = describe()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from singlestrip_bids import checkpoints, training
+from singlestrip_bids.config import NetworkConfig, TrainingConfig
+from singlestrip_bids.errors import BadData, TemporaryFailure
+from singlestrip_bids.losses import reconstruction, soft_dice
+from singlestrip_bids.networks import Autoencoder, UNet
+from singlestrip_bids.runtime import Runtime, stopping_on_sigterm
+from singlestrip_bids.training import fit, learning_rate
+
+CPU = Runtime(torch.device("cpu"), bfloat16=False)
+STEPS = 6
+SETTINGS = TrainingConfig(STEPS, learning_rate=3e-3, weight_decay=1e-5, cosine=True)
+
+
+def unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(NetworkConfig(features=(2, 4), normalise=True))
+
+
+def unet_loss(network, generator):
+    noise = torch.rand((1, 1, 8, 8, 8), generator=generator)
+    target = (F.avg_pool3d(noise, 3, 1, 1) > 0.45).float()
+    return soft_dice(network(target + 0.5 * noise).sigmoid(), target)
+
+
+def autoencoder() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(4, 64)
+
+
+def autoencoder_loss(network, generator):
+    brain = torch.zeros((2, 1, 64, 64))
+    low, high = torch.randint(5, 60, (2,), generator=generator).sort().values.tolist()
+    brain[:, :, low : high + 3, 20:50] = 1
+    both = torch.cat([1 - brain, brain], dim=1)
+    return reconstruction(network(both), both)
+
+
+NETWORKS = pytest.mark.parametrize(
+    ("make", "loss"), [(unet, unet_loss), (autoencoder, autoencoder_loss)]
+)
+
+
+def run(network, loss, path: Path, settings=SETTINGS, fingerprint="a", seed=7) -> list[float]:
+    return fit(network, loss, settings, CPU, path, fingerprint, seed, "test")
+
+
+def terminated_at(step: int, loss):
+    """The same loss, with a SIGTERM to this process in one of its calls."""
+    calls = iter(range(1000))
+
+    def wrapped(network, generator):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(network, generator)
+
+    return wrapped
+
+
+def interrupt(network, loss, path: Path, step: int = 2, **options) -> None:
+    with stopping_on_sigterm(), pytest.raises(TemporaryFailure, match=f"{step + 1} of {STEPS}"):
+        run(network, terminated_at(step, loss), path, **options)
+    assert path.is_file()
+
+
+def same_weights(one, two) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+class TestFit:
+    def test_loss_falls(self, tmp_path):
+        network = unet()
+        settings = TrainingConfig(steps=40, learning_rate=0.02)
+        history = run(network, unet_loss, tmp_path / "c", settings)
+        assert len(history) == 40
+        assert sum(history[-5:]) < 0.5 * sum(history[:5])
+        assert not network.training
+
+    @NETWORKS
+    def test_seed_decides(self, tmp_path, make, loss):
+        one, same, other = make(), make(), make()
+        assert run(one, loss, tmp_path / "c") == run(same, loss, tmp_path / "c")
+        run(other, loss, tmp_path / "c", seed=8)
+        assert same_weights(one, same)
+        assert not same_weights(one, other)
+        assert not same_weights(one, make())
+
+    @NETWORKS
+    @pytest.mark.parametrize("step", [0, 2, STEPS - 1])
+    def test_interrupted_is_as_uninterrupted(self, tmp_path, make, loss, step):
+        whole = make()
+        expected = run(whole, loss, tmp_path / "whole")
+
+        network = make()
+        interrupt(network, loss, tmp_path / "c", step)
+        torch.manual_seed(99)  # a new process: other weights at first, other random state
+        resumed = make()
+        for parameter in resumed.parameters():
+            torch.nn.init.normal_(parameter)
+        assert run(resumed, loss, tmp_path / "c") == expected
+        assert same_weights(resumed, whole)
+
+    def test_interrupted_twice(self, tmp_path):
+        whole = unet()
+        expected = run(whole, unet_loss, tmp_path / "whole")
+        network, path = unet(), tmp_path / "c"
+        interrupt(network, unet_loss, path, 1)
+        with stopping_on_sigterm(), pytest.raises(TemporaryFailure, match="4 of"):
+            run(network, terminated_at(1, unet_loss), path)
+        assert run(network, unet_loss, path) == expected
+        assert same_weights(network, whole)
+
+    def test_saved_in_passing(self, tmp_path, monkeypatch):
+        """After a crash without any signal, training goes on from the last save."""
+        whole, network, path = unet(), unet(), tmp_path / "c"
+        expected = run(whole, unet_loss, tmp_path / "whole")
+        monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+        calls = iter(range(100))
+
+        def crashing(net, generator):
+            if next(calls) == 4:
+                raise KeyboardInterrupt
+            return unet_loss(net, generator)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run(network, crashing, path)
+        used = []
+        fresh = unet()
+        history = run(fresh, lambda n, g: used.append(1) or unet_loss(n, g), path)
+        assert len(used) == STEPS - 4
+        assert history == expected
+        assert same_weights(fresh, whole)
+
+    def test_other_fingerprint_is_not_taken_up(self, tmp_path):
+        path, whole, network = tmp_path / "c", unet(), unet()
+        interrupt(unet(), unet_loss, path, fingerprint="other")
+        run(whole, unet_loss, tmp_path / "whole")
+        assert len(run(network, unet_loss, path)) == STEPS
+        assert same_weights(network, whole)
+
+    def test_damaged_checkpoint_starts_over_with_a_warning(self, tmp_path, caplog):
+        path, whole, network = tmp_path / "c", unet(), unet()
+        run(whole, unet_loss, tmp_path / "whole")
+        interrupt(unet(), unet_loss, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        with caplog.at_level(logging.WARNING):
+            run(network, unet_loss, path)
+        assert str(path) in caplog.text
+        assert "starts from the beginning" in caplog.text
+        assert same_weights(network, whole)
+
+    def test_finished_checkpoint_trains_no_more(self, tmp_path):
+        network, path = unet(), tmp_path / "c"
+        interrupt(network, unet_loss, path, STEPS - 1)
+
+        def never(*_):
+            raise AssertionError("trained on")
+
+        fresh = unet()
+        assert len(run(fresh, never, path)) == STEPS
+        assert same_weights(fresh, network)
+
+    def test_no_checkpoint_of_a_short_undisturbed_training(self, tmp_path):
+        run(unet(), unet_loss, tmp_path / "c")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_loss_that_is_not_finite(self, tmp_path, value):
+        with pytest.raises(BadData, match="test: the loss is (nan|inf) at step 0"):
+            run(unet(), lambda n, g: unet_loss(n, g) * value, tmp_path / "c")
+        assert not list(tmp_path.iterdir())
+
+    def test_learns_with_dropout_and_batch_statistics_on(self, tmp_path):
+        seen = []
+        network = autoencoder().eval()
+
+        def loss(net, generator):
+            seen.append(net.training)
+            return autoencoder_loss(net, generator)
+
+        run(network, loss, tmp_path / "c", replace(SETTINGS, steps=2))
+        assert seen == [True, True]
+        assert not network.training
+
+    def test_first_step_has_the_size_of_the_learning_rate(self, tmp_path):
+        """Adam's first step is the rate itself, in the direction of the gradient's sign."""
+        weight = torch.nn.Linear(1, 1, bias=False)
+        before = weight.weight.item()
+
+        def loss(network, generator):
+            return F.mse_loss(network(torch.ones((1, 1))), torch.full((1, 1), 100.0))
+
+        run(weight, loss, tmp_path / "c", TrainingConfig(1, learning_rate=0.01))
+        assert weight.weight.item() - before == pytest.approx(0.01, rel=1e-3)
+
+
+class TestLearningRate:
+    def test_constant(self):
+        settings = TrainingConfig(steps=50, learning_rate=0.3)
+        assert {learning_rate(step, settings) for step in range(50)} == {0.3}
+
+    @pytest.mark.parametrize("steps", [1, 2, 10, 1000])
+    def test_cosine(self, steps):
+        settings = TrainingConfig(steps=steps, learning_rate=0.3, cosine=True)
+        rates = [learning_rate(step, settings) for step in range(steps)]
+        top = rates.index(max(rates))
+        assert top <= max(0.03 * steps, 1)
+        assert max(rates) == pytest.approx(0.3)
+        assert min(rates) > 0
+        assert rates[: top + 1] == sorted(rates[: top + 1])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+
+    def test_cosine_halves_half_way_and_ends_near_zero(self):
+        settings = TrainingConfig(steps=1000, learning_rate=1.0, cosine=True)
+        middle = 30 + (1000 - 30) // 2
+        assert learning_rate(middle, settings) == pytest.approx(0.5)
+        assert learning_rate(999, settings) < 1e-5
+        assert learning_rate(0, settings) == pytest.approx(1 / 30)
+
+
+def test_checkpoint_is_safetensors_with_its_fingerprint(tmp_path):
+    interrupt(unet(), unet_loss, tmp_path / "c", step=3)
+    state, card = checkpoints.load(tmp_path / "c")
+    assert card == {"fingerprint": "a"}
+    assert state["history"].shape == (4,)
