@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from . import __version__
 from .config import ALL_MODALITIES, ANATOMICAL, PRESETS, MethodConfig, RunConfig, sloppy
-from .errors import SingleStripError, Usage
+from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 
 LEVELS = ("group", "participant")
 UNKNOWN_LEVEL = 17  # exit code of the BIDS Apps draft (BEP027)
@@ -105,7 +105,9 @@ def build_parser() -> Parser:
     training.add_argument(
         "--real-fraction", type=_fraction, metavar="F",
         help="share of training images made from real intensities, repainted at random; "
-        f"0 = synthetic images alone, as in the paper (default: {QUICK.synthesis.real_fraction})",
+        "0 = synthetic images alone, as in the paper "
+        f"(default: {QUICK.synthesis.real_fraction}, "
+        f"in fine-tuning {QUICK.finetuning_synthesis.real_fraction})",
     )  # fmt: skip
     training.add_argument(
         "--rounds", type=int, choices=range(10), metavar="N",
@@ -113,11 +115,12 @@ def build_parser() -> Parser:
     )  # fmt: skip
     training.add_argument(
         "--top-k", type=positive_int, metavar="K",
-        help=f"pseudo-labelled scans kept in each round (default: {QUICK.top_k})",
+        help="pseudo-labelled scans kept in each round, the best first "
+        "(default: half of them, ten at least; the paper: 10)",
     )  # fmt: skip
     training.add_argument(
         "--steps", type=positive_int, metavar="N",
-        help="steps of the first training; fine-tuning keeps its proportion (default: preset's)",
+        help="steps of the first training; the others keep their proportion (default: preset's)",
     )  # fmt: skip
     training.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: 0)")
     training.add_argument(
@@ -154,16 +157,21 @@ def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
     if arguments.sloppy:
         method = sloppy(method)
     if arguments.steps:
-        share = method.finetuning.steps / method.training.steps
-        finetuning = max(round(arguments.steps * share), 1)
+        share = arguments.steps / method.training.steps
+        finetuning, epochs = method.finetuning.steps, method.quality.epochs
         method = replace(
             method,
             training=replace(method.training, steps=arguments.steps),
-            finetuning=replace(method.finetuning, steps=finetuning),
+            finetuning=replace(method.finetuning, steps=max(round(finetuning * share), 1)),
+            quality=replace(method.quality, epochs=max(round(epochs * share), 1)),
         )
     if arguments.real_fraction is not None:
-        synthesis = replace(method.synthesis, real_fraction=arguments.real_fraction)
-        method = replace(method, synthesis=synthesis)
+        share = arguments.real_fraction
+        method = replace(
+            method,
+            synthesis=replace(method.synthesis, real_fraction=share),
+            finetuning_synthesis=replace(method.finetuning_synthesis, real_fraction=share),
+        )
     given = {name: getattr(arguments, name) for name in ("rounds", "top_k", "voxel_size")}
     given = {name: value for name, value in given.items() if value is not None}
     return replace(method, seed=arguments.random_seed, **given)
@@ -211,7 +219,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return error.exit_code
     except OSError as error:
         log.error("%s: %s; check the disk and permissions.", error.filename, error.strerror)
-        return 74
+        return IOFailed.exit_code
+    except runtime.OUT_OF_MEMORY as error:
+        log.error("Out of GPU memory (%s); free it, or use a smaller --preset.", error)
+        return TemporaryFailure.exit_code
     return code
 
 

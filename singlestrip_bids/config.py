@@ -18,7 +18,7 @@ class NetworkConfig:
     """Shape of the U-Net.
 
     ``stem`` folds blocks of ``stem``³ voxels into channels before the first convolution and
-    unfolds them after the last (sub-pixel convolution, Shi et al. 2016): 1 is a plain U-Net.
+    unfolds them near the end (sub-pixel convolution, Shi et al. 2016): 1 is a plain U-Net.
     """
 
     features: tuple[int, ...] = (16, 32, 64, 64, 64, 64, 64)
@@ -41,17 +41,18 @@ class SynthesisConfig:
     shear: float = 0.08
     shift: float = 0.10
     warp: float = 0.03
-    blur: float = 0.012
+    blur: float = 0.024
     noise: float = 0.10
     bias: float = 0.4
     gamma: float = 0.4
     crop: float = 0.33
-    crop_probability: float = 0.3
+    crop_probability: float = 0.2
     slice_thickness: float = 0.035
     slice_probability: float = 0.4
     dark_air_probability: float = 0.5
     lines_probability: float = 0.05
     real_fraction: float = 0.5
+    mild: float = 0.0  # share of the real images whose contrast is changed but little
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,11 @@ class QualityConfig:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """All that decides what the group level learns, apart from its inputs."""
+    """All that decides what the group level learns, apart from its inputs.
+
+    Fine-tuning has images of its own: mostly real ones in mild contrasts, since the pool's own
+    contrasts are what is to be learnt. Without ``top_k`` half of the pool is kept, ten at least.
+    """
 
     preset: str
     size: int
@@ -87,10 +92,14 @@ class MethodConfig:
     training: TrainingConfig
     finetuning: TrainingConfig
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    finetuning_synthesis: SynthesisConfig = field(
+        default_factory=lambda: SynthesisConfig(real_fraction=0.8, mild=0.8)
+    )
     quality: QualityConfig = field(default_factory=QualityConfig)
     voxel_size: float | None = None
     rounds: int = 1
-    top_k: int = 10
+    top_k: int | None = None
+    copies: int = 8
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,8 +112,8 @@ PRESETS: dict[str, MethodConfig] = {
         preset="quick",
         size=64,
         network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
-        training=TrainingConfig(steps=1600, batch_size=2, learning_rate=2e-3, cosine=True),
-        finetuning=TrainingConfig(steps=1200, batch_size=2, learning_rate=1e-3, cosine=True),
+        training=TrainingConfig(steps=1400, batch_size=2, learning_rate=2e-3, cosine=True),
+        finetuning=TrainingConfig(steps=1400, batch_size=2, learning_rate=1e-3, cosine=True),
         quality=QualityConfig(slice_size=64),
     ),
     "standard": MethodConfig(
@@ -130,6 +139,7 @@ def sloppy(method: MethodConfig) -> MethodConfig:
     return replace(
         method,
         size=32,
+        copies=2,
         network=NetworkConfig(features=(4, 8), normalise=True, stem=2),
         training=replace(method.training, steps=30, batch_size=1),
         finetuning=replace(method.finetuning, steps=10, batch_size=1),

@@ -17,9 +17,10 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from . import checkpoints, derivatives, inference, labels, model, quality, volume
-from .config import MethodConfig, RunConfig, TrainingConfig
+from . import __version__, checkpoints, derivatives, labels, model, quality, volume
+from .config import MethodConfig, RunConfig, SynthesisConfig, TrainingConfig
 from .errors import BadData, ScanFailed, SingleStripError
+from .inference import conform_image, mask_from, predict
 from .inputs import Label, Scan, find_label, find_scans
 from .losses import soft_dice
 from .metrics import dice
@@ -28,7 +29,7 @@ from .runtime import Progress, Runtime, check_stop, describe, mix_seed
 from .selection import Candidate, top_k
 from .synthesis import Source, source, training_batch
 from .training import Loss, fit, learning_rate
-from .volume import Conformed
+from .volume import Conformed, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -47,7 +48,7 @@ class Stage:
         """Read a scan and bring it to the model's grid."""
         image = volume.load(scan.path)
         multiple = self.method.network.multiple
-        return inference.conform_image(image, self.voxel_size, self.method.size, multiple)
+        return conform_image(image, self.voxel_size, self.method.size, multiple)
 
     def train(
         self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
@@ -55,12 +56,10 @@ class Stage:
         """Train a network in place, or read it if it is finished; return its fingerprint."""
         path = self.folder / f"{name}.safetensors"
         key = model.fingerprint(name, asdict(settings), self.method.seed, key)
-        if path.is_file():
-            tensors, card = checkpoints.load(path)
-            if card.get("fingerprint") == key:
-                LOG.info("%s: finished before, taken from %s.", name, path)
-                checkpoints.restore(path, network, tensors)
-                return key
+        if self._finished(path, network, key):
+            LOG.info("%s: finished before, taken from %s.", name, path)
+            return key
+        model.retract(self.folder)
         network.to(self.runtime.device)
         checkpoint = self.work / f"{name}.checkpoint"
         seed = mix_seed(self.method.seed, int(key[:12], 16))
@@ -77,6 +76,21 @@ class Stage:
         checkpoints.save(path, network.state_dict(), {"fingerprint": key})
         checkpoint.unlink(missing_ok=True)
         return key
+
+    def _finished(self, path: Path, network: nn.Module, key: str) -> bool:
+        """Read a network that was trained before under the same fingerprint."""
+        if not path.is_file():
+            return False
+        try:
+            tensors, card = checkpoints.load(path)
+            if card.get("fingerprint") != key:
+                return False
+            checkpoints.restore(path, network, tensors)
+        except BadData as error:
+            LOG.warning("%s It is trained again now.", error)
+            return False
+        network.to(self.runtime.device)
+        return True
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -140,7 +154,7 @@ def _self_train(
         )
         return name, table
     for number in range(1, stage.method.rounds + 1):
-        ranked = _rank(stage, pool, network, autoencoder, number)
+        ranked, masks = _rank(stage, pool, network, autoencoder, number)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
@@ -148,11 +162,12 @@ def _self_train(
             LOG.warning("NO USABLE PSEUDO-MASK in round %d: the model stays %s.", number, name)
             break
         name = f"round-{number}"
-        key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept])
-        loss = _segmentation_loss(
-            stage, sources + _pseudo_label(stage, kept, network), stage.method.finetuning
-        )
-        key = stage.train(name, network, loss, stage.method.finetuning, key)
+        settings, synthesis = stage.method.finetuning, stage.method.finetuning_synthesis
+        checksums = [model.sha256(scan.path) for scan in kept]
+        key = model.fingerprint(key, checksums, asdict(synthesis), stage.method.copies)
+        pseudo = _pseudo_label(stage, kept, masks)
+        loss = _segmentation_loss(stage, sources + pseudo, settings, synthesis)
+        key = stage.train(name, network, loss, settings, key)
     return name, table
 
 
@@ -189,7 +204,7 @@ def _start(
     sources = []
     for image, mask in pairs:
         multiple = method.network.multiple
-        conformed = inference.conform_image(image, voxel_size, method.size, multiple)
+        conformed = conform_image(image, voxel_size, method.size, multiple)
         target = volume.conform(mask, image.affine, voxel_size, method.size, multiple)
         sources.append(_source(stage, conformed, target.data))
     return stage, sources
@@ -208,19 +223,26 @@ def _identity(stage: Stage) -> dict[str, Any]:
     method = stage.method.to_dict()
     names = ("size", "network", "synthesis", "seed")
     device = stage.runtime.device.type
-    return {**{n: method[n] for n in names}, "voxel_size": stage.voxel_size, "device": device}
+    settings = {name: method[name] for name in names}
+    return settings | {
+        "voxel_size": stage.voxel_size,
+        "device": device,
+        "version": __version__,
+    }
 
 
-def _segmentation_loss(stage: Stage, sources: list[Source], settings: TrainingConfig) -> Loss:
+def _segmentation_loss(
+    stage: Stage, sources: list[Source], settings: TrainingConfig, synthesis: SynthesisConfig
+) -> Loss:
     """Soft Dice on random images; every mask is drawn equally often."""
-    method = stage.method
+    size = stage.method.size
 
     def loss(network: nn.Module, generator: Generator) -> Tensor:
         device = generator.device
         shape = (settings.batch_size,)
         pick = torch.randint(0, len(sources), shape, generator=generator, device=device)
         chosen = [sources[i] for i in pick.tolist()]
-        image, target = training_batch(generator, chosen, method.size, method.synthesis)
+        image, target = training_batch(generator, chosen, size, synthesis)
         with stage.runtime.autocast():
             logits = network(image)
         return soft_dice(logits.float().sigmoid(), target)
@@ -232,7 +254,8 @@ def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet,
     """SL-1: trained on the label alone."""
     torch.manual_seed(mix_seed(stage.method.seed, 0))
     network = UNet(stage.method.network)
-    loss = _segmentation_loss(stage, sources, stage.method.training)
+    method = stage.method
+    loss = _segmentation_loss(stage, sources, method.training, method.synthesis)
     return network, stage.train("sl1", network, loss, stage.method.training, key)
 
 
@@ -249,37 +272,48 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
 
 def _rank(
     stage: Stage, pool: Sequence[Scan], network: UNet, autoencoder: nn.Module, number: int
-) -> list[Candidate]:
-    """Predict and score every unlabelled scan; a bad scan gets a note and no mask."""
-    candidates = []
+) -> tuple[list[Candidate], dict[str, bytes]]:
+    """Predict and score every unlabelled scan; a bad scan gets a note and no mask.
+
+    Returns
+    -------
+    tuple
+        The candidates in the order of the pool, the best marked as kept, and the packed masks.
+    """
+    candidates, masks = [], {}
     with Progress(f"round {number}: ranking", len(pool)) as progress:
         for scan in pool:
             check_stop()
             try:
-                candidates.append(_candidate(stage, scan, network, autoencoder))
+                conformed = stage.conform(scan)
+                copies = stage.method.copies
+                mask = mask_from(predict(network, conformed, stage.runtime, copies))
+                candidates.append(_candidate(stage, scan, conformed, mask, autoencoder))
+                masks[scan.relative] = volume.pack(mask)
             except SingleStripError as error:
                 LOG.error("%s", error)
                 candidates.append(Candidate(scan.relative, 0.0, 0.0, note=str(error)))
             progress.step(f"{scan.name} {candidates[-1].score:.3f}")
-    return top_k(candidates, stage.method.top_k)
+    k = stage.method.top_k or max(10, len(pool) // 2)
+    return top_k(candidates, k), masks
 
 
-def _candidate(stage: Stage, scan: Scan, network: UNet, autoencoder: nn.Module) -> Candidate:
-    conformed = stage.conform(scan)
-    mask = inference.mask_from(inference.predict(network, conformed, stage.runtime))
+def _candidate(
+    stage: Stage, scan: Scan, conformed: Conformed, mask: Mask, autoencoder: nn.Module
+) -> Candidate:
     score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
     millilitres = mask.sum() * np.prod(voxel_sizes(conformed.affine)) / 1000
     return Candidate(scan.relative, score, float(millilitres))
 
 
-def _pseudo_label(stage: Stage, kept: Sequence[Scan], network: UNet) -> list[Source]:
-    """Refit the mixtures of the kept scans under the masks the network gives them."""
+def _pseudo_label(stage: Stage, kept: Sequence[Scan], masks: dict[str, bytes]) -> list[Source]:
+    """Refit the mixtures of the kept scans under their pseudo-masks."""
     sources = []
     with Progress("refitting mixtures", len(kept)) as progress:
         for scan in kept:
             check_stop()
             conformed = stage.conform(scan)
-            mask = inference.mask_from(inference.predict(network, conformed, stage.runtime))
+            mask = volume.unpack(masks[scan.relative], conformed.data.shape)
             sources.append(_source(stage, conformed, mask))
             progress.step(scan.name)
     return sources

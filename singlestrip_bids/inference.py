@@ -9,12 +9,18 @@ from numpy.typing import NDArray
 from . import volume
 from .networks import UNet
 from .runtime import Runtime
+from .synthesis import draw_remap, look_up
 from .volume import Conformed, Image
 
 
 @torch.inference_mode()
-def predict(network: UNet, conformed: Conformed, runtime: Runtime) -> NDArray[np.float32]:
-    """Brain probability on the model's grid, the mean over the image and its mirror image.
+def predict(
+    network: UNet, conformed: Conformed, runtime: Runtime, copies: int = 8
+) -> NDArray[np.float32]:
+    """Brain probability on the model's grid: the mean over random contrasts of the image.
+
+    Every copy is repainted by a random look-up table, as in training, and every second one is
+    mirrored. A contrast in which the network errs is outvoted by those in which it does not.
 
     Parameters
     ----------
@@ -22,19 +28,26 @@ def predict(network: UNet, conformed: Conformed, runtime: Runtime) -> NDArray[np
         On the device of ``runtime``.
     conformed : Conformed
         (X, Y, Z) intensities in [0, 1].
+    copies : int
+        How many; of one copy the image is taken as it is.
 
     Returns
     -------
     ndarray
-        (X, Y, Z) in [0, 1]; zero outside the field of view.
+        (X, Y, Z) in [0, 1]; zero outside the field of view. The same at every call.
     """
     network.eval()
     image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
+    inside = torch.from_numpy(conformed.inside).to(runtime.device)[None, None]
+    tables = draw_remap(runtime.generator(0), copies)
     total = torch.zeros_like(image)
-    with runtime.autocast():
-        for dims in ((), (2,)):
-            total += network(image.flip(dims)).float().sigmoid().flip(dims)
-    return np.where(conformed.inside, (total[0, 0] / 2).cpu().numpy(), np.float32(0))
+    for copy in range(copies):
+        painted = look_up(image, tables[copy : copy + 1]) * inside if copies > 1 else image
+        mirror = (2,) if copy % 2 else ()
+        with runtime.autocast():
+            logits = network(painted.flip(mirror))
+        total += logits.float().sigmoid().flip(mirror)
+    return np.where(conformed.inside, (total[0, 0] / copies).cpu().numpy(), np.float32(0))
 
 
 def conform_image(image: Image, voxel_size: float, size: int, multiple: int) -> Conformed:

@@ -62,6 +62,8 @@ def _cluster(values: NDArray[np.float32], count: int, seed: int, voxels: int) ->
     rng = np.random.default_rng(seed)
     sample = values if values.size <= voxels else rng.choice(values, voxels, replace=False)
     count = min(count, np.unique(sample).size)
+    if count == 1:
+        return np.zeros(values.shape, dtype=np.uint8)
     mixture = GaussianMixture(count, reg_covar=1e-6, random_state=seed, max_iter=200)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

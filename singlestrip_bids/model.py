@@ -32,6 +32,7 @@ class Model:
     quality: QualityConfig
     voxel_size: float
     size: int
+    copies: int
     card: dict[str, Any]
 
 
@@ -63,6 +64,11 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     write_json(folder / CARD, whole)
 
 
+def retract(folder: Path) -> None:
+    """Remove the card before a network changes: without one there is no model."""
+    (folder / CARD).unlink(missing_ok=True)
+
+
 def load(folder: Path, runtime: Runtime) -> Model:
     """Read a model that the group level has written.
 
@@ -92,8 +98,9 @@ def load(folder: Path, runtime: Runtime) -> Model:
         autoencoder = Autoencoder(quality.latent, quality.slice_size)
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
-        voxel_size, size = float(card["voxel_size_mm"]), int(method["size"])
-    except (KeyError, TypeError, ValueError) as error:
+        voxel_size = float(card["voxel_size_mm"])
+        size, copies = int(method["size"]), int(method["copies"])
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
         folder,
@@ -102,6 +109,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
         quality,
         voxel_size,
         size,
+        copies,
         card,
     )
 

@@ -41,7 +41,8 @@ def slices(mask: Mask, size: int) -> Tensor:
         (S, 1, n, n), one for each plane that holds any of the mask.
     """
     planes = np.flatnonzero(mask.any(axis=(0, 1)))
-    x, y = (round(float(index.mean())) for index in np.nonzero(mask)[:2])
+    # the nearest pixel to the centre, ties upwards, so that the place of the mask does not matter
+    x, y = ((2 * int(i.sum()) + i.size) // (2 * i.size) for i in np.nonzero(mask)[:2])
     padded = np.pad(mask[:, :, planes], [(size, size), (size, size), (0, 0)])
     low_x, low_y = x + size - size // 2, y + size - size // 2
     window = padded[low_x : low_x + size, low_y : low_y + size]

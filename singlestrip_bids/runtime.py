@@ -21,6 +21,8 @@ from .errors import TemporaryFailure, Usage
 
 LOG = logging.getLogger("singlestrip_bids")
 
+OUT_OF_MEMORY = torch.OutOfMemoryError
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -57,6 +59,8 @@ def start(device: str, threads: int | None = None) -> Runtime:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise Usage(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise Usage(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and not (
         torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
     ):
@@ -186,7 +190,8 @@ class Progress:
         if now - self.last >= self.interval or self.done == self.total:
             self.last = now
             rate = (self.done - self.first) / max(now - self.began, 1e-9)
-            left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / rate))
+            minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+            left = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
             LOG.info(
                 "%s: %d/%d %s (%.2f/s, %s left)",
                 self.label, self.done, self.total, note, rate, left,

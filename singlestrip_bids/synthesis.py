@@ -182,16 +182,15 @@ def draw_appearance(
     thick = _with_probability(generator, batch, config.slice_probability)
     axis = F.one_hot(torch.randint(0, 3, (batch,), generator=generator, device=device), 3)
     widths = _uniform(generator, (batch, 1), 1, max(config.slice_thickness * size, 1.0))
-    crop_axis = F.one_hot(torch.randint(0, 6, (batch,), generator=generator, device=device), 6)
-    cut = _with_probability(generator, batch, config.crop_probability)
-    crop = crop_axis * cut * _uniform(generator, (batch, 1), 0, config.crop)
+    cut = torch.rand((batch, 6), generator=generator, device=device) < config.crop_probability
+    crop = cut * _uniform(generator, (batch, 6), 0, config.crop)
     faulty = _with_probability(generator, batch, config.lines_probability)
     gains = _uniform(generator, (batch, size), 0.5, 1.2)
     hit = torch.rand((batch, size), generator=generator, device=device) < 0.1
     return Appearance(
         grey=grey,
-        remap=draw_remap(generator, batch),
-        blur=_uniform(generator, (batch, 3), 0, config.blur * size * 2),
+        remap=draw_remap(generator, batch, config.mild),
+        blur=_uniform(generator, (batch, 3), 0, config.blur * size),
         bias=control * strength,
         noise=noise,
         thickness=torch.where(thick & (axis > 0), widths, torch.ones_like(widths)),
@@ -202,8 +201,8 @@ def draw_appearance(
     )
 
 
-def draw_remap(generator: Generator, batch: int, knots: int = 12) -> Tensor:
-    """Random look-up tables (B, K) from [0, 1] to [0, 1]: between the identity and random walks.
+def draw_remap(generator: Generator, batch: int, mild: float = 0.0, knots: int = 12) -> Tensor:
+    """Random look-up tables (B, K) from [0, 1] to [0, 1], a share ``mild`` close to the identity.
 
     A real image so repainted keeps its edges and texture while its contrast becomes another's:
     anything from a mild change to inverted or folded intensities.
@@ -212,7 +211,8 @@ def draw_remap(generator: Generator, batch: int, knots: int = 12) -> Tensor:
     coarse = torch.rand((batch, 1, 5), generator=generator, device=device)
     wild = F.interpolate(coarse, size=knots, mode="linear", align_corners=True)[:, 0]
     identity = torch.linspace(0, 1, knots, device=device)
-    mix = _uniform(generator, (batch, 1), 0, 1)
+    close = _with_probability(generator, batch, mild)
+    mix = _uniform(generator, (batch, 1), 0, 1) * torch.where(close, 0.2, 1.0)
     table = (1 - mix) * identity + mix * wild
     dark = _with_probability(generator, batch, 0.7)
     table[:, :1] = torch.where(dark, torch.zeros_like(mix), table[:, :1])

@@ -7,6 +7,7 @@ the whole field of view, always: it is padded, never cropped.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import warnings
 import zlib
@@ -17,6 +18,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -71,13 +73,21 @@ def _open(path: Path) -> nib.Nifti1Image:
         )
     try:
         nifti = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise BadData(
             f"{path}: not a readable NIfTI image ({error}); restore the file."
         ) from error
     if not isinstance(nifti, nib.Nifti1Image):
         raise BadData(f"{path}: {type(nifti).__name__} is not NIfTI; convert it.")
     return nifti
+
+
+def _check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is, which nibabel never reaches."""
+    if path.suffix == ".gz":
+        with gzip.open(path) as stream:
+            while stream.read(1 << 22):
+                pass
 
 
 def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]:
@@ -92,14 +102,22 @@ def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]
     if 0 in shape:
         raise BadData(f"{path}: no voxels, shape {shape}; restore the file.")
     try:
+        _check_gzip(path)
         if len(shape) == 3:
             return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
-        mean = np.zeros(shape[:3], dtype=np.float64)
-        for volume in range(shape[3]):
-            mean += np.nan_to_num(np.asarray(nifti.dataobj[..., volume], dtype=np.float64))
+        return _mean_over_time(nifti, shape), shape[3]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
-    return (mean / shape[3]).astype(np.float32), shape[3]
+
+
+def _mean_over_time(nifti: nib.Nifti1Image, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Average a series that is read once, in its own data type; voxels that are NaN count as 0."""
+    series = np.asanyarray(nifti.dataobj.get_unscaled()).reshape(shape)
+    total = np.zeros(shape[:3], dtype=np.float64)
+    for volume in range(shape[3]):
+        total += np.nan_to_num(series[..., volume].astype(np.float64))
+    scaled = total / shape[3] * nifti.dataobj.slope + nifti.dataobj.inter
+    return scaled.astype(np.float32)
 
 
 def load(path: Path) -> Image:
@@ -207,10 +225,8 @@ def grid(
     return tuple(int(n) for n in counts), placed
 
 
-def _resample(
-    data: NDArray, source: NDArray, shape: tuple[int, ...], target: NDArray, cval: float | None
-) -> Array:
-    """Sample ``data`` linearly on another grid; outside it ``cval``, or the nearest voxel."""
+def _resample(data: NDArray, source: NDArray, shape: tuple[int, ...], target: NDArray) -> Array:
+    """Sample ``data`` linearly on another grid; outside its voxel centres the nearest one."""
     matrix = np.linalg.inv(source) @ target
     return ndimage.affine_transform(
         np.asarray(data, dtype=np.float32),
@@ -218,8 +234,7 @@ def _resample(
         matrix[:3, 3],
         output_shape=shape,
         order=1,
-        mode="nearest" if cval is None else "constant",
-        cval=cval or 0.0,
+        mode="nearest",
     )
 
 
@@ -246,10 +261,11 @@ def conform(
     inside = np.ones(shape, dtype=bool)
     for axis, n in enumerate(data.shape):
         index = matrix[axis, axis] * centres[axis] + matrix[axis, 3]
-        within = (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
+        reach = max(n, matrix[axis, axis]) / 2 + 1e-6  # at least one voxel of a single slice
+        within = abs(index - (n - 1) / 2) < reach
         inside &= within.reshape([-1 if a == axis else 1 for a in range(3)])
     coarse, coarse_affine = _block_mean(data, affine, voxel_size)
-    sampled = _resample(coarse, coarse_affine, shape, placed, cval=None)
+    sampled = _resample(coarse, coarse_affine, shape, placed)
     return Conformed(np.where(inside, sampled, np.float32(0)), placed, inside)
 
 
@@ -264,7 +280,7 @@ def scale_intensity(volume: Conformed) -> Conformed:
 
 def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
     """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``."""
-    return _resample(data, affine, image.data.shape, image.affine, cval=0.0)
+    return _resample(data, affine, image.data.shape, image.affine)
 
 
 def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
@@ -280,6 +296,17 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
     field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
     edge = max(min(1.75 * diameter, field), 1.2 * brain)
     return float(f"{edge / size:.3g}")
+
+
+def pack(mask: Mask) -> bytes:
+    """Compress a mask to a few kilobytes."""
+    return zlib.compress(np.packbits(mask).tobytes(), level=1)
+
+
+def unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
+    """Undo :func:`pack`."""
+    bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
 
 def clean(mask: Mask) -> Mask:

@@ -109,7 +109,9 @@ class TestNetwork:
             torch.nn.init.normal_(parameter)
         save(tmp_path / "x", one.state_dict(), {})
         restore(tmp_path / "x", two, load(tmp_path / "x")[0])
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)
+        )
 
     @pytest.mark.parametrize("change", ["wider", "less", "more"])
     def test_other_shape(self, tmp_path, change):

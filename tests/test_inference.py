@@ -11,6 +11,7 @@ from singlestrip_bids.config import NetworkConfig
 from singlestrip_bids.inference import conform_image, mask_from, predict
 from singlestrip_bids.networks import UNet
 from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.synthesis import draw_remap, look_up
 from singlestrip_bids.volume import Conformed, Image
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
@@ -45,16 +46,26 @@ class TestPredict:
         assert within.max() < 1
         assert np.ptp(within) > 0.1
 
-    def test_mirrored_image_gives_the_mirrored_prediction(self, network):
+    def test_one_copy_is_the_image_as_it_is(self, network):
         conformed = scan()
-        mirrored = Conformed(
-            conformed.data[::-1].copy(), conformed.affine, conformed.inside[::-1].copy()
-        )
-        one, two = predict(network, conformed, CPU), predict(network, mirrored, CPU)
-        np.testing.assert_allclose(two, one[::-1], atol=1e-6)
         with torch.no_grad():
             plain = network(torch.from_numpy(conformed.data)[None, None]).sigmoid()[0, 0].numpy()
-        assert abs(plain - one)[conformed.inside].max() > 1e-3
+        found = predict(network, conformed, CPU, copies=1)
+        np.testing.assert_allclose(found, np.where(conformed.inside, plain, 0), atol=1e-6)
+
+    def test_copies_are_repainted_every_second_one_mirrored_and_averaged(self, network):
+        conformed = scan()
+        image = torch.from_numpy(conformed.data)[None, None]
+        inside = torch.from_numpy(conformed.inside)[None, None]
+        tables = draw_remap(CPU.generator(0), 2)
+        first, second = (look_up(image, tables[i : i + 1]) * inside for i in (0, 1))
+        with torch.no_grad():
+            one = network(first).sigmoid()
+            two = network(second.flip(2)).sigmoid().flip(2)
+        expected = np.where(conformed.inside, ((one + two) / 2)[0, 0].numpy(), 0)
+        found = predict(network, conformed, CPU, copies=2)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert abs(one - two).max() > 1e-3
 
     def test_same_each_time_and_without_gradient(self, network):
         network.train()

@@ -37,7 +37,9 @@ def test_levels_are_told_apart_darkest_first(noise):
     clear = painted(OUTSIDE, INSIDE)
     image = np.clip(clear + np.random.default_rng(1).normal(0, noise, SHAPE), 0, 1)
     classes = class_map(image.astype(np.float32), mask, inside, seed=0)
-    expected = np.where(mask, 7 + np.rint(clear * (INSIDE - 1)), 1 + np.rint(clear * (OUTSIDE - 1)))
+    expected = np.where(
+        mask, 7 + np.rint(clear * (INSIDE - 1)), 1 + np.rint(clear * (OUTSIDE - 1))
+    )
     np.testing.assert_array_equal(classes, np.where(inside, expected, 0))
 
 

@@ -8,7 +8,16 @@ import torch
 from singlestrip_bids import checkpoints
 from singlestrip_bids.config import PRESETS, sloppy
 from singlestrip_bids.errors import BadData, NoInput
-from singlestrip_bids.model import AUTOENCODER, CARD, FORMAT, fingerprint, load, sha256, write_card
+from singlestrip_bids.model import (
+    AUTOENCODER,
+    CARD,
+    FORMAT,
+    fingerprint,
+    load,
+    retract,
+    sha256,
+    write_card,
+)
 from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime
 
@@ -68,6 +77,13 @@ class TestRoundTrip:
 
 
 class TestDamage:
+    def test_retracted(self, folder):
+        retract(folder)
+        with pytest.raises(NoInput):
+            load(folder, CPU)
+        retract(folder)
+        assert (folder / NETWORK).is_file()
+
     @pytest.mark.parametrize("name", ["", "nothing"])
     def test_no_card(self, tmp_path, name):
         with pytest.raises(NoInput, match=f"{tmp_path}.*group level"):

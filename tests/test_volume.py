@@ -87,7 +87,9 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, voxel_size: float
     corners = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in shape))))
     index = apply_affine(np.linalg.inv(placed.affine) @ affine, corners)
     assert (index >= -0.5 - 2e-3).all(), "the field of view is cropped"
-    assert (index <= np.array(placed.data.shape) - 0.5 + 2e-3).all(), "the field of view is cropped"
+    assert (index <= np.array(placed.data.shape) - 0.5 + 2e-3).all(), (
+        "the field of view is cropped"
+    )
 
     back = apply_affine(np.linalg.inv(affine) @ placed.affine, indices(placed.data.shape))
     depth = np.minimum(back + 0.5, np.array(shape) - 0.5 - back).min(axis=-1)
@@ -243,7 +245,8 @@ class TestWorkingVoxelSize:
     @staticmethod
     def ball(diameter: float, field: float, voxel: float) -> np.ndarray:
         n = round(field / voxel)
-        return (np.indices((n, n, n)) - (n - 1) / 2).__pow__(2).sum(0) <= (diameter / voxel / 2) ** 2
+        place = (np.indices((n, n, n)) - (n - 1) / 2) * voxel
+        return (place**2).sum(0) <= (diameter / 2) ** 2
 
     def test_human(self):
         head = self.ball(147, 300, 4)
@@ -378,7 +381,7 @@ class TestLoad:
         path = scan(np.random.default_rng(0).random(shape), name=name)
         whole = path.read_bytes()
         path.write_bytes(whole[: int(keep * len(whole))])
-        with pytest.raises(BadData, match="truncated|not a readable") as caught:
+        with pytest.raises(BadData, match=r"truncated|not a readable") as caught:
             load(path)
         assert str(path) in str(caught.value)
 
@@ -388,11 +391,13 @@ class TestLoad:
         content = bytearray(path.read_bytes())
         content[where] = bytes(len(content[where]))  # the last: the checksum of the whole
         path.write_bytes(content)
-        with pytest.raises(BadData, match="damaged|not a readable") as caught:
+        with pytest.raises(BadData, match=r"damaged|not a readable") as caught:
             load(path)
         assert str(path) in str(caught.value)
 
-    @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20])
+    @pytest.mark.parametrize(
+        "content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20]
+    )
     @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])
     def test_not_an_image(self, tmp_path, name, content):
         (tmp_path / name).write_bytes(content)
