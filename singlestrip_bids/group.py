@@ -42,11 +42,13 @@ class Stage:
     work: Path
     method: MethodConfig
     voxel_size: float
+    brain_ml: float
     runtime: Runtime
 
     def conform(self, scan: Scan) -> Conformed:
         """Read a scan and bring it to the model's grid."""
         image = volume.load(scan.path)
+        volume.refuse_stripped(image, self.brain_ml)
         multiple = self.method.network.multiple
         return conform_image(image, self.voxel_size, self.method.size, multiple)
 
@@ -118,12 +120,16 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     autoencoder = _train_autoencoder(stage, sources, key)
     network, key = _first_network(stage, sources, key)
     name, table = _self_train(stage, pool, sources, network, autoencoder, key)
+    trained = name != "sl1"
+    synthesis = stage.method.finetuning_synthesis if trained else stage.method.synthesis
     card = {
         "network": f"{name}.safetensors",
-        "self_trained": name != "sl1",
+        "self_trained": trained,
+        "mild": synthesis.mild,
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
         "voxel_size_mm": stage.voxel_size,
+        "brain_ml": stage.brain_ml,
         "method": stage.method.to_dict(),
         "versions": describe(),
     }
@@ -154,7 +160,8 @@ def _self_train(
         )
         return name, table
     for number in range(1, stage.method.rounds + 1):
-        ranked, masks = _rank(stage, pool, network, autoencoder, number)
+        synthesis = stage.method.finetuning_synthesis if number > 1 else stage.method.synthesis
+        ranked, masks = _rank(stage, pool, network, autoencoder, number, synthesis.mild)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
@@ -200,7 +207,11 @@ def _start(
     )
     LOG.info("Working grid: %d voxels of %g mm along each axis.", method.size, voxel_size)
     folder = derivatives.model_dir(config.output_dir)
-    stage = Stage(folder, config.work_dir or folder / "work", method, voxel_size, runtime)
+    brain_ml = float(
+        np.median([m.sum() * np.prod(voxel_sizes(i.affine)) / 1000 for i, m in pairs])
+    )
+    work = config.work_dir or folder / "work"
+    stage = Stage(folder, work, method, voxel_size, brain_ml, runtime)
     sources = []
     for image, mask in pairs:
         multiple = method.network.multiple
@@ -271,7 +282,12 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
 
 
 def _rank(
-    stage: Stage, pool: Sequence[Scan], network: UNet, autoencoder: nn.Module, number: int
+    stage: Stage,
+    pool: Sequence[Scan],
+    network: UNet,
+    autoencoder: nn.Module,
+    number: int,
+    mild: float,
 ) -> tuple[list[Candidate], dict[str, bytes]]:
     """Predict and score every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -287,7 +303,7 @@ def _rank(
             try:
                 conformed = stage.conform(scan)
                 copies = stage.method.copies
-                mask = mask_from(predict(network, conformed, stage.runtime, copies))
+                mask = mask_from(predict(network, conformed, stage.runtime, copies, mild))
                 candidates.append(_candidate(stage, scan, conformed, mask, autoencoder))
                 masks[scan.relative] = volume.pack(mask)
             except SingleStripError as error:

@@ -15,7 +15,7 @@ from .volume import Conformed, Image
 
 @torch.inference_mode()
 def predict(
-    network: UNet, conformed: Conformed, runtime: Runtime, copies: int = 8
+    network: UNet, conformed: Conformed, runtime: Runtime, copies: int, mild: float
 ) -> NDArray[np.float32]:
     """Brain probability on the model's grid: the mean over random contrasts of the image.
 
@@ -30,6 +30,8 @@ def predict(
         (X, Y, Z) intensities in [0, 1].
     copies : int
         How many; of one copy the image is taken as it is.
+    mild : float
+        Share of copies in mild contrasts: that of the network's training.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def predict(
     network.eval()
     image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
     inside = torch.from_numpy(conformed.inside).to(runtime.device)[None, None]
-    tables = draw_remap(runtime.generator(0), copies)
+    tables = draw_remap(runtime.generator(0), copies, mild)
     total = torch.zeros_like(image)
     for copy in range(copies):
         painted = look_up(image, tables[copy : copy + 1]) * inside if copies > 1 else image

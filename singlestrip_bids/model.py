@@ -31,8 +31,10 @@ class Model:
     autoencoder: nn.Module
     quality: QualityConfig
     voxel_size: float
+    brain_ml: float
     size: int
     copies: int
+    mild: float
     card: dict[str, Any]
 
 
@@ -55,8 +57,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     folder : Path
         Holds the network named in the card and the autoencoder.
     card : dict
-        Plain data: ``network`` (file name), ``voxel_size_mm``, ``method`` and what the reader
-        should know.
+        Plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` (of the label),
+        ``mild`` (of the network's training), ``method`` and what the reader should know.
     """
     names = (card["network"], AUTOENCODER)
     checksums = {name: sha256(folder / name) for name in names}
@@ -98,8 +100,8 @@ def load(folder: Path, runtime: Runtime) -> Model:
         autoencoder = Autoencoder(quality.latent, quality.slice_size)
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
-        voxel_size = float(card["voxel_size_mm"])
-        size, copies = int(method["size"]), int(method["copies"])
+        voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
+        size, copies, mild = int(method["size"]), int(method["copies"]), float(card["mild"])
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
@@ -108,8 +110,10 @@ def load(folder: Path, runtime: Runtime) -> Model:
         autoencoder.to(runtime.device).eval(),
         quality,
         voxel_size,
+        brain_ml,
         size,
         copies,
+        mild,
         card,
     )
 

@@ -13,9 +13,8 @@ from nibabel.affines import voxel_sizes
 
 from . import derivatives, inference, model, quality, volume
 from .config import RunConfig
-from .errors import BadData, ScanFailed, SingleStripError
+from .errors import ScanFailed, SingleStripError
 from .inputs import Scan, find_scans
-from .metrics import dice
 from .model import Model
 from .runtime import Progress, Runtime, check_stop
 
@@ -70,18 +69,16 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     """
     began = time.monotonic()
     image = volume.load(scan.path)
+    volume.refuse_stripped(image, trained.brain_ml)
     multiple = trained.network.config.multiple
     conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
-    probability = inference.predict(trained.network, conformed, runtime, trained.copies)
+    probability = inference.predict(
+        trained.network, conformed, runtime, trained.copies, trained.mild
+    )
     mask = volume.clean(volume.restore(probability, conformed.affine, image) > 0.5)
     if not mask.any():
         raise ScanFailed(
             f"{scan.path}: the network found no brain; look at the scan, or label one like it."
-        )
-    if dice(volume.support(image.data), mask) > 0.9:
-        raise BadData(
-            f"{scan.path}: already skull-stripped (nothing but the brain is there); use its own "
-            "outline as the mask, or give the scan with its skull."
         )
     score = quality.score(
         trained.autoencoder, inference.mask_from(probability), trained.quality, runtime

@@ -180,6 +180,26 @@ def support(data: Array) -> Mask:
     return data != background
 
 
+def refuse_stripped(image: Image, brain_ml: float) -> None:
+    """Raise BadData if all that is not background is hardly more than a brain.
+
+    Parameters
+    ----------
+    image : Image
+        To be masked.
+    brain_ml : float
+        Volume of the labelled brain. A head fills at least 1.5 times its brain's volume, also
+        where the field of view is tight; 1.1 times leaves room for smaller heads.
+    """
+    filled = float(support(image.data).sum() * np.prod(voxel_sizes(image.affine)) / 1000)
+    if filled < 1.1 * brain_ml:
+        raise BadData(
+            f"{image.path}: already skull-stripped, it seems: only {filled:.3g} ml are not "
+            f"background, and the labelled brain has {brain_ml:.3g} ml; give the scan with its "
+            "skull."
+        )
+
+
 def _to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
     """Reorder and flip axes to the closest of RAS."""
     ornt = orientations.io_orientation(affine)

@@ -37,7 +37,7 @@ def scan(seed: int = 0) -> Conformed:
 class TestPredict:
     def test_probability_within_the_field_of_view(self, network):
         conformed = scan()
-        probability = predict(network, conformed, CPU)
+        probability = predict(network, conformed, CPU, 4, 0.5)
         assert probability.shape == SHAPE
         assert probability.dtype == np.float32
         assert not probability[~conformed.inside].any()
@@ -50,7 +50,7 @@ class TestPredict:
         conformed = scan()
         with torch.no_grad():
             plain = network(torch.from_numpy(conformed.data)[None, None]).sigmoid()[0, 0].numpy()
-        found = predict(network, conformed, CPU, copies=1)
+        found = predict(network, conformed, CPU, copies=1, mild=0)
         np.testing.assert_allclose(found, np.where(conformed.inside, plain, 0), atol=1e-6)
 
     def test_copies_are_repainted_every_second_one_mirrored_and_averaged(self, network):
@@ -63,27 +63,27 @@ class TestPredict:
             one = network(first).sigmoid()
             two = network(second.flip(2)).sigmoid().flip(2)
         expected = np.where(conformed.inside, ((one + two) / 2)[0, 0].numpy(), 0)
-        found = predict(network, conformed, CPU, copies=2)
+        found = predict(network, conformed, CPU, copies=2, mild=0)
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert abs(one - two).max() > 1e-3
 
     def test_same_each_time_and_without_gradient(self, network):
         network.train()
-        one, two = predict(network, scan(), CPU), predict(network, scan(), CPU)
+        one, two = predict(network, scan(), CPU, 4, 0.5), predict(network, scan(), CPU, 4, 0.5)
         np.testing.assert_array_equal(one, two)
         assert not network.training
         assert all(p.grad is None for p in network.parameters())
 
     def test_bfloat16_is_close(self, network):
-        fine = predict(network, scan(), CPU)
-        coarse = predict(network, scan(), Runtime(CPU.device, bfloat16=True))
+        fine = predict(network, scan(), CPU, 4, 0.5)
+        coarse = predict(network, scan(), Runtime(CPU.device, bfloat16=True), 4, 0.5)
         assert coarse.dtype == np.float32
         assert abs(fine - coarse).mean() < 0.05
 
     def test_image_is_left_as_it_is(self, network):
         conformed = scan()
         before = conformed.data.copy()
-        predict(network, conformed, CPU)
+        predict(network, conformed, CPU, 4, 0.5)
         np.testing.assert_array_equal(conformed.data, before)
 
 
