@@ -151,14 +151,14 @@ def test_a_killed_training_goes_on_to_the_same_result(heads, tmp_path):
 
 def test_sigterm_saves_and_says_so(heads, tmp_path):
     process = start(heads, tmp_path / "out", "--steps", "100000")
-    while not (tmp_path / "out" / MODEL / "autoencoder.safetensors").exists():
+    while not (tmp_path / "out" / "dataset_description.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(2.0)
     process.terminate()
     assert process.wait(60) == 75
     assert "the same command goes on from here" in process.stderr.read()
-    assert (tmp_path / "out" / MODEL / "work" / "sl1.checkpoint").is_file()
+    assert list((tmp_path / "out" / MODEL / "work").glob("*.checkpoint"))
 
 
 # what users get wrong ---------------------------------------------------------------------------

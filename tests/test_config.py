@@ -41,6 +41,7 @@ def test_plain_data_to_json_and_back(method):
         training=TrainingConfig(**plain.pop("training")),
         finetuning=TrainingConfig(**plain.pop("finetuning")),
         synthesis=SynthesisConfig(**plain.pop("synthesis")),
+        finetuning_synthesis=SynthesisConfig(**plain.pop("finetuning_synthesis")),
         quality=QualityConfig(**plain.pop("quality")),
         **plain,
     )
