@@ -194,8 +194,8 @@ def refuse_stripped(image: Image, brain_ml: float) -> None:
     filled = float(support(image.data).sum() * np.prod(voxel_sizes(image.affine)) / 1000)
     if filled < 1.1 * brain_ml:
         raise BadData(
-            f"{image.path}: already skull-stripped, it seems: only {filled:.3g} ml are not "
-            f"background, and the labelled brain has {brain_ml:.3g} ml; give the scan with its "
+            f"{image.path}: already skull-stripped, it seems: only {filled:.0f} ml are not "
+            f"background, and the labelled brain has {brain_ml:.0f} ml; give the scan with its "
             "skull."
         )
 

@@ -217,6 +217,15 @@ def test_stripped_labelled_scan(bids, tmp_path, capfd):
     complaint(capfd, run(bids, tmp_path / "out", "group"), 65, "sub-01_T1w", "skull-stripped")
 
 
+def test_stripped_scan_is_refused_and_the_others_done(bids, trained, tmp_path, capfd):
+    mask = np.asarray(nib.load(bids / LABEL).dataobj)
+    rewrite(scan(bids, "01"), np.asarray(nib.load(scan(bids, "01")).dataobj) * mask)
+    out = tmp_path / "out"
+    code = run(bids, out, "participant", "--model", str(trained / MODEL))
+    complaint(capfd, code, 1, "sub-01_T1w", "skull-stripped", "1 of 4 scans")
+    assert len(list(out.rglob("*_mask.nii.gz"))) == 3
+
+
 def test_no_unlabelled_scan_makes_sl1_the_model(bids, tmp_path, capfd):
     out = tmp_path / "out"
     code = run(bids, out, "group", "--participant-label", "01")
