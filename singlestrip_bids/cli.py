@@ -242,8 +242,6 @@ def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
         derivatives=tuple(path.absolute() for path in arguments.derivatives),
         model=absolute(arguments.model),
         work_dir=absolute(arguments.work_dir),
-        device=arguments.device,
-        threads=arguments.omp_nthreads,
     )
 
 

@@ -162,5 +162,3 @@ class RunConfig:
     derivatives: tuple[Path, ...] = ()
     model: Path | None = None
     work_dir: Path | None = None
-    device: str = "auto"
-    threads: int | None = None

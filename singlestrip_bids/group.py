@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
@@ -207,9 +206,7 @@ def _start(
     )
     LOG.info("Working grid: %d voxels of %g mm along each axis.", method.size, voxel_size)
     folder = derivatives.model_dir(config.output_dir)
-    brain_ml = float(
-        np.median([m.sum() * np.prod(voxel_sizes(i.affine)) / 1000 for i, m in pairs])
-    )
+    brain_ml = float(np.median([volume.millilitres(m, i.affine) for i, m in pairs]))
     work = config.work_dir or folder / "work"
     stage = Stage(folder, work, method, voxel_size, brain_ml, runtime)
     sources = []
@@ -318,8 +315,7 @@ def _candidate(
     stage: Stage, scan: Scan, conformed: Conformed, mask: Mask, autoencoder: nn.Module
 ) -> Candidate:
     score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
-    millilitres = mask.sum() * np.prod(voxel_sizes(conformed.affine)) / 1000
-    return Candidate(scan.relative, score, float(millilitres))
+    return Candidate(scan.relative, score, volume.millilitres(mask, conformed.affine))
 
 
 def _pseudo_label(stage: Stage, kept: Sequence[Scan], masks: dict[str, bytes]) -> list[Source]:

@@ -8,9 +8,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nibabel.affines import voxel_sizes
-
 from . import derivatives, inference, model, quality, volume
 from .config import RunConfig
 from .errors import ScanFailed, SingleStripError
@@ -85,7 +82,7 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     )
     path = derivatives.mask_path(output_dir, scan)
     derivatives.write_mask(path, mask, image.nifti)
-    millilitres = float(mask.sum() * np.prod(voxel_sizes(image.affine)) / 1000)
+    millilitres = volume.millilitres(mask, image.affine)
     fields = _fields(trained, score, millilitres, image.volumes)
     fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
     derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))

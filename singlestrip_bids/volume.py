@@ -180,6 +180,11 @@ def support(data: Array) -> Mask:
     return data != background
 
 
+def millilitres(mask: Mask, affine: NDArray) -> float:
+    """Volume of a mask (X, Y, Z) on the grid of ``affine``."""
+    return float(mask.sum() * np.prod(voxel_sizes(affine)) / 1000)
+
+
 def refuse_stripped(image: Image, brain_ml: float) -> None:
     """Raise BadData if all that is not background is hardly more than a brain.
 
@@ -191,7 +196,7 @@ def refuse_stripped(image: Image, brain_ml: float) -> None:
         Volume of the labelled brain. A head fills at least 1.5 times its brain's volume, also
         where the field of view is tight; 1.1 times leaves room for smaller heads.
     """
-    filled = float(support(image.data).sum() * np.prod(voxel_sizes(image.affine)) / 1000)
+    filled = millilitres(support(image.data), image.affine)
     if filled < 1.1 * brain_ml:
         raise BadData(
             f"{image.path}: already skull-stripped, it seems: only {filled:.0f} ml are not "
