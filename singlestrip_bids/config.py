@@ -39,7 +39,7 @@ class SynthesisConfig:
     scaling: float = 0.25
     anisotropy: float = 0.08
     shear: float = 0.08
-    shift: float = 0.10
+    shift: float = 0.20
     warp: float = 0.03
     blur: float = 0.024
     noise: float = 0.10
@@ -62,8 +62,9 @@ class TrainingConfig:
     steps: int
     batch_size: int = 1
     learning_rate: float = 1e-4
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of Adam alone
     cosine: bool = False
+    optimiser: str = "adam"  # or "muon"
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,16 @@ PRESETS: dict[str, MethodConfig] = {
         preset="quick",
         size=64,
         network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
-        training=TrainingConfig(steps=1400, batch_size=2, learning_rate=2e-3, cosine=True),
-        finetuning=TrainingConfig(steps=1400, batch_size=2, learning_rate=1e-3, cosine=True),
+        training=TrainingConfig(1400, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
+        finetuning=TrainingConfig(1400, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=QualityConfig(slice_size=64),
     ),
     "standard": MethodConfig(
         preset="standard",
         size=128,
         network=NetworkConfig(features=(16, 32, 64, 64, 64, 64), normalise=True),
-        training=TrainingConfig(steps=10_000, batch_size=2, learning_rate=1e-3, cosine=True),
-        finetuning=TrainingConfig(steps=5_000, batch_size=2, learning_rate=5e-4, cosine=True),
+        training=TrainingConfig(10_000, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
+        finetuning=TrainingConfig(5_000, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=QualityConfig(slice_size=128),
     ),
     "full": MethodConfig(

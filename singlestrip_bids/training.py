@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, optimisers
 from .config import TrainingConfig
 from .errors import BadData, TemporaryFailure
 from .runtime import Progress, Runtime, mix_seed, stop_asked
@@ -76,9 +76,7 @@ def fit(
     BadData
         The loss is not finite.
     """
-    optimiser = torch.optim.Adam(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimiser = optimisers.make(network.parameters(), settings)
     history = _take_up(network, optimiser, checkpoint, fingerprint, label)
     saved = time.monotonic()
     network.train()

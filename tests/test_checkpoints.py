@@ -6,7 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from singlestrip_bids import optimisers
 from singlestrip_bids.checkpoints import load, restore, resume, save, training_state
+from singlestrip_bids.config import TrainingConfig
 from singlestrip_bids.errors import BadData, NoInput
 
 TENSORS = {
@@ -123,7 +125,8 @@ class TestNetwork:
         with pytest.raises(BadData, match=str(tmp_path / "x")):
             restore(tmp_path / "x", network(), state)
 
-    def test_training_state(self, tmp_path):
+    @pytest.mark.parametrize("name", ["adam", "muon"])
+    def test_training_state(self, name, tmp_path):
         def stepped(steps, net, optimiser):
             for _ in range(steps):
                 image = torch.rand((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(1))
@@ -134,7 +137,8 @@ class TestNetwork:
 
         def made():
             net = network()
-            return net, torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=1e-3)
+            settings = TrainingConfig(1, learning_rate=0.01, optimiser=name)
+            return net, optimisers.make(net.parameters(), settings)
 
         whole = stepped(5, *made())
         first, optimiser = made()
