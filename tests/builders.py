@@ -41,3 +41,23 @@ def add_mask(root: Path, name: str, dataset: str = "manual", **grid) -> Path:
     """Write a brain mask such as `sub-01/anat/sub-01` into one of a dataset's derivatives."""
     path = root / "derivatives" / dataset / f"{name}_desc-brain_mask.nii.gz"
     return write_nifti(path, **grid)
+
+
+def affine_of(turn: np.ndarray, sizes: tuple[float, ...], origin: tuple[float, ...]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(sizes)
+    affine[:3, 3] = origin
+    return affine
+
+
+def axes(codes: str) -> np.ndarray:
+    """Directions of voxel axes named such as LAS: a signed permutation (3, 3)."""
+    ornt = nib.orientations.axcodes2ornt(codes)
+    matrix = np.zeros((3, 3))
+    for voxel_axis, (world_axis, sign) in enumerate(ornt):
+        matrix[int(world_axis), voxel_axis] = sign
+    return matrix
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)

@@ -1,27 +1,24 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import affine_of, axes, ramp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from singlestrip_bids.errors import BadData
 from singlestrip_bids.volume import (
     Conformed,
     Image,
     clean,
     conform,
     grid,
-    load,
-    load_mask,
     restore,
     scale_intensity,
     support,
@@ -35,22 +32,6 @@ ORIENTATIONS = [
     for signs in itertools.product("LR", "PA", "SI")
     for codes in itertools.permutations(signs)
 ]
-
-
-def affine_of(turn: np.ndarray, sizes: tuple[float, ...], origin: tuple[float, ...]) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag(sizes)
-    affine[:3, 3] = origin
-    return affine
-
-
-def axes(codes: str) -> np.ndarray:
-    """Directions of voxel axes named such as LAS: a signed permutation (3, 3)."""
-    ornt = nib.orientations.axcodes2ornt(codes)
-    matrix = np.zeros((3, 3))
-    for voxel_axis, (world_axis, sign) in enumerate(ornt):
-        matrix[int(world_axis), voxel_axis] = sign
-    return matrix
 
 
 def image_of(data: np.ndarray, affine: np.ndarray) -> Image:
@@ -281,206 +262,6 @@ class TestWorkingVoxelSize:
         assert working_voxel_size(head, turned, 64) == pytest.approx(
             working_voxel_size(head, np.diag([6, 6, 6, 1]), 64)
         )
-
-
-@pytest.fixture
-def scan(tmp_path):
-    """Write an array as an image and return its path."""
-
-    def write(data: np.ndarray, affine: np.ndarray | None = None, name: str = "x.nii.gz") -> Path:
-        affine = np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine
-        nib.save(nib.Nifti1Image(data, affine), tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
-def ramp(*shape: int) -> np.ndarray:
-    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-
-
-class TestLoad:
-    def test_as_stored(self, scan):
-        affine = affine_of(axes("PIR"), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-        image = load(scan(ramp(4, 5, 6), affine))
-        assert image.data.dtype == np.float32
-        assert image.volumes == 1
-        np.testing.assert_array_equal(image.data, ramp(4, 5, 6))
-        np.testing.assert_allclose(image.affine, affine)
-
-    def test_scaled_integers(self, tmp_path):
-        nifti = nib.Nifti1Image(ramp(4, 5, 6), np.eye(4))
-        nifti.set_data_dtype(np.uint8)
-        nib.save(nifti, tmp_path / "x.nii")
-        np.testing.assert_allclose(load(tmp_path / "x.nii").data, ramp(4, 5, 6), atol=0.5)
-
-    def test_mean_over_time(self, scan):
-        data = np.random.default_rng(0).random((4, 5, 6, 7)).astype(np.float32)
-        image = load(scan(data))
-        np.testing.assert_allclose(image.data, data.mean(axis=3), rtol=1e-5)
-        assert image.volumes == 7
-
-    @pytest.mark.parametrize("extra", [(1,), (1, 1)])
-    def test_trailing_singletons(self, scan, extra):
-        image = load(scan(ramp(4, 5, 6, *extra)))
-        np.testing.assert_array_equal(image.data, ramp(4, 5, 6))
-        assert image.volumes == 1
-
-    def test_series_with_a_trailing_singleton(self, scan):
-        image = load(scan(ramp(4, 5, 6, 3, 1)))
-        np.testing.assert_allclose(image.data, ramp(4, 5, 6, 3).mean(axis=3))
-        assert image.volumes == 3
-
-    def test_one_slice(self, scan):
-        assert load(scan(ramp(4, 5, 1))).data.shape == (4, 5, 1)
-
-    def test_some_not_finite(self, scan, caplog):
-        data = ramp(4, 5, 6)
-        data[0, 0, :2] = np.nan
-        data[3, 4, 5] = np.inf
-        path = scan(data)
-        with caplog.at_level(logging.WARNING):
-            image = load(path)
-        assert str(path) in caplog.text
-        lowest = data[np.isfinite(data)].min()
-        np.testing.assert_array_equal(
-            image.data, np.where(np.isfinite(data), data, lowest).astype("f4")
-        )
-
-    def test_some_not_finite_in_a_series(self, scan):
-        data = ramp(4, 5, 6, 2)
-        data[0, 0, 0, 0] = np.nan
-        assert np.isfinite(load(scan(data)).data).all()
-
-    @pytest.mark.parametrize(
-        ("data", "fact"),
-        [
-            (ramp(4, 5, 6, 2, 3), "5 dimensions"),
-            (ramp(4, 5), "2 dimensions"),
-            (ramp(4, 5, 6).astype(np.complex64), "complex"),
-            (np.zeros((4, 5, 6), [(c, "u1") for c in "RGB"]), "RGB"),
-            (np.zeros((4, 5, 6), "f4"), "every voxel is 0"),
-            (np.full((4, 5, 6), 3, "u1"), "every voxel is 3"),
-            (np.full((4, 5, 6), np.nan, "f4"), "100 % of the voxels are not finite"),
-            (np.where(ramp(4, 5, 6) > 9, np.nan, ramp(4, 5, 6)), "not finite"),
-            (np.zeros((4, 5, 6, 3), "f4"), "every voxel is 0"),
-            (np.full((4, 5, 6, 3), np.nan, "f4"), "not finite|every voxel"),
-        ],
-        ids=lambda value: value if isinstance(value, str) else "",
-    )
-    def test_unusable_voxels(self, scan, data, fact):
-        path = scan(data)
-        with pytest.raises(BadData, match=fact) as caught:
-            load(path)
-        assert str(path) in str(caught.value)
-
-    @pytest.mark.parametrize("keep", [0.5, 0.9])
-    @pytest.mark.parametrize("shape", [(20, 20, 20), (10, 10, 10, 8)])
-    @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])
-    def test_truncated(self, scan, keep, shape, name):
-        path = scan(np.random.default_rng(0).random(shape), name=name)
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(keep * len(whole))])
-        with pytest.raises(BadData, match=r"truncated|not a readable") as caught:
-            load(path)
-        assert str(path) in str(caught.value)
-
-    @pytest.mark.parametrize("where", [slice(12, 76), slice(200, 264), slice(-8, -4)])
-    def test_damaged_in_the_middle(self, scan, where):
-        path = scan(np.random.default_rng(0).random((20, 20, 20)))
-        content = bytearray(path.read_bytes())
-        content[where] = bytes(len(content[where]))  # the last: the checksum of the whole
-        path.write_bytes(content)
-        with pytest.raises(BadData, match=r"damaged|not a readable") as caught:
-            load(path)
-        assert str(path) in str(caught.value)
-
-    @pytest.mark.parametrize(
-        "content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20]
-    )
-    @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])
-    def test_not_an_image(self, tmp_path, name, content):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadData, match="not a readable NIfTI") as caught:
-            load(tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
-
-    def test_missing(self, tmp_path):
-        with pytest.raises(BadData, match=r"gone\.nii\.gz"):
-            load(tmp_path / "gone.nii.gz")
-
-    def test_other_format(self, tmp_path):
-        nib.save(nib.MGHImage(ramp(4, 5, 6), np.eye(4)), tmp_path / "x.mgz")
-        with pytest.raises(BadData, match=r"x\.mgz.*not NIfTI"):
-            load(tmp_path / "x.mgz")
-
-    def test_dangling_link(self, tmp_path):
-        link = tmp_path / "x.nii.gz"
-        link.symlink_to(tmp_path / "annex" / "object")
-        with pytest.raises(BadData, match=r"datalad get x\.nii\.gz") as caught:
-            load(link)
-        assert str(link) in str(caught.value)
-
-    @pytest.mark.parametrize(
-        "matrix", [np.diag([1.0, 1.0, 0.0]), np.ones((3, 3)), np.diag([1.0, np.nan, 1.0])]
-    )
-    def test_affine_without_inverse(self, tmp_path, matrix):
-        nifti = nib.Nifti1Image(ramp(4, 5, 6), None)
-        affine = np.eye(4)
-        affine[:3, :3] = matrix
-        nifti.header["sform_code"] = 1
-        for row, values in zip(("srow_x", "srow_y", "srow_z"), affine, strict=False):
-            nifti.header[row] = values
-        nib.Nifti1Image(ramp(4, 5, 6), None, nifti.header).to_filename(tmp_path / "x.nii")
-        raw = bytearray((tmp_path / "x.nii").read_bytes())
-        raw[254:256] = np.int16(1).tobytes()
-        raw[280:328] = affine[:3].astype("f4").tobytes()
-        (tmp_path / "x.nii").write_bytes(raw)
-        with pytest.raises(BadData, match="affine") as caught:
-            load(tmp_path / "x.nii")
-        assert str(tmp_path / "x.nii") in str(caught.value)
-
-    def test_microscopic_voxels(self, scan):
-        affine = np.diag([0.01, 0.01, 0.01, 1.0])
-        np.testing.assert_allclose(load(scan(ramp(4, 5, 6), affine)).affine, affine)
-
-
-class TestLoadMask:
-    @pytest.fixture
-    def image(self, scan):
-        return load(scan(ramp(4, 5, 6), name="scan.nii.gz"))
-
-    def test_above_one_half(self, scan, image):
-        data = np.zeros((4, 5, 6), np.float32)
-        data[1, 1, :4] = (0.4, 0.6, 1, 7)
-        mask = load_mask(scan(data), image)
-        assert mask.dtype == bool
-        assert np.argwhere(mask).tolist() == [[1, 1, 1], [1, 1, 2], [1, 1, 3]]
-
-    def test_trailing_singleton(self, scan, image):
-        data = np.zeros((4, 5, 6, 1), np.uint8)
-        data[1, 1, 1] = 1
-        assert load_mask(scan(data), image).sum() == 1
-
-    @pytest.mark.parametrize(
-        ("data", "affine", "fact"),
-        [
-            (np.ones((4, 5, 7), "u1"), None, "another grid"),
-            (np.eye(4, 5)[..., None].repeat(6, 2), np.diag([2.0, 2.0, 3.5, 1.0]), "another grid"),
-            (np.zeros((4, 5, 6), "u1"), None, "empty"),
-            (np.full((4, 5, 6), np.nan, "f4"), None, "empty"),
-            (np.ones((4, 5, 6), "u1"), None, "fills"),
-        ],
-    )
-    def test_unusable(self, scan, image, data, affine, fact):
-        path = scan(data, affine)
-        with pytest.raises(BadData, match=fact) as caught:
-            load_mask(path, image)
-        assert str(path) in str(caught.value)
-
-    def test_missing(self, image, tmp_path):
-        with pytest.raises(BadData, match=r"gone\.nii"):
-            load_mask(tmp_path / "gone.nii", image)
 
 
 class TestSupport:
