@@ -100,7 +100,7 @@ class MethodConfig:
     voxel_size: float | None = None
     rounds: int = 1
     top_k: int | None = None
-    copies: int = 8
+    copies: int = 4
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -119,12 +119,9 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     autoencoder = _train_autoencoder(stage, sources, key)
     network, key = _first_network(stage, sources, key)
     name, table = _self_train(stage, pool, sources, network, autoencoder, key)
-    trained = name != "sl1"
-    synthesis = stage.method.finetuning_synthesis if trained else stage.method.synthesis
     card = {
         "network": f"{name}.safetensors",
-        "self_trained": trained,
-        "mild": synthesis.mild,
+        "self_trained": name != "sl1",
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
         "voxel_size_mm": stage.voxel_size,
@@ -159,8 +156,7 @@ def _self_train(
         )
         return name, table
     for number in range(1, stage.method.rounds + 1):
-        synthesis = stage.method.finetuning_synthesis if number > 1 else stage.method.synthesis
-        ranked, masks = _rank(stage, pool, network, autoencoder, number, synthesis.mild)
+        ranked, masks = _rank(stage, pool, network, autoencoder, number)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
@@ -284,7 +280,6 @@ def _rank(
     network: UNet,
     autoencoder: nn.Module,
     number: int,
-    mild: float,
 ) -> tuple[list[Candidate], dict[str, bytes]]:
     """Predict and score every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -300,7 +295,7 @@ def _rank(
             try:
                 conformed = stage.conform(scan)
                 copies = stage.method.copies
-                mask = mask_from(predict(network, conformed, stage.runtime, copies, mild))
+                mask = mask_from(predict(network, conformed, stage.runtime, copies))
                 candidates.append(_candidate(stage, scan, conformed, mask, autoencoder))
                 masks[scan.relative] = volume.pack(mask)
             except SingleStripError as error:

@@ -15,12 +15,11 @@ from .volume import Conformed, Image
 
 @torch.inference_mode()
 def predict(
-    network: UNet, conformed: Conformed, runtime: Runtime, copies: int, mild: float
+    network: UNet, conformed: Conformed, runtime: Runtime, copies: int
 ) -> NDArray[np.float32]:
-    """Brain probability on the model's grid: the mean over random contrasts of the image.
+    """Brain probability on the model's grid: the mean over copies of the image.
 
-    Every copy is repainted by a random look-up table, as in training, and every second one is
-    mirrored. A contrast in which the network errs is outvoted by those in which it does not.
+    Every copy is repainted by a mild random look-up table, and every second one is mirrored.
 
     Parameters
     ----------
@@ -30,8 +29,6 @@ def predict(
         (X, Y, Z) intensities in [0, 1].
     copies : int
         How many; of one copy the image is taken as it is.
-    mild : float
-        Share of copies in mild contrasts: that of the network's training.
 
     Returns
     -------
@@ -41,7 +38,7 @@ def predict(
     network.eval()
     image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
     inside = torch.from_numpy(conformed.inside).to(runtime.device)[None, None]
-    tables = draw_remap(runtime.generator(0), copies, mild)
+    tables = draw_remap(runtime.generator(0), copies, mild=1.0)
     total = torch.zeros_like(image)
     for copy in range(copies):
         painted = look_up(image, tables[copy : copy + 1]) * inside if copies > 1 else image

@@ -34,7 +34,6 @@ class Model:
     brain_ml: float
     size: int
     copies: int
-    mild: float
     card: dict[str, Any]
 
 
@@ -58,7 +57,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         Holds the network named in the card and the autoencoder.
     card : dict
         Plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` (of the label),
-        ``mild`` (of the network's training), ``method`` and what the reader should know.
+        ``method`` and what the reader should know.
     """
     names = (card["network"], AUTOENCODER)
     checksums = {name: sha256(folder / name) for name in names}
@@ -101,7 +100,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
         voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
-        size, copies, mild = int(method["size"]), int(method["copies"]), float(card["mild"])
+        size, copies = int(method["size"]), int(method["copies"])
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
@@ -113,7 +112,6 @@ def load(folder: Path, runtime: Runtime) -> Model:
         brain_ml,
         size,
         copies,
-        mild,
         card,
     )
 

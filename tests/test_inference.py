@@ -37,7 +37,7 @@ def scan(seed: int = 0) -> Conformed:
 class TestPredict:
     def test_probability_within_the_field_of_view(self, network):
         conformed = scan()
-        probability = predict(network, conformed, CPU, 4, 0.5)
+        probability = predict(network, conformed, CPU, 4)
         assert probability.shape == SHAPE
         assert probability.dtype == np.float32
         assert not probability[~conformed.inside].any()
@@ -50,40 +50,40 @@ class TestPredict:
         conformed = scan()
         with torch.no_grad():
             plain = network(torch.from_numpy(conformed.data)[None, None]).sigmoid()[0, 0].numpy()
-        found = predict(network, conformed, CPU, copies=1, mild=0)
+        found = predict(network, conformed, CPU, copies=1)
         np.testing.assert_allclose(found, np.where(conformed.inside, plain, 0), atol=1e-6)
 
     def test_copies_are_repainted_every_second_one_mirrored_and_averaged(self, network):
         conformed = scan()
         image = torch.from_numpy(conformed.data)[None, None]
         inside = torch.from_numpy(conformed.inside)[None, None]
-        tables = draw_remap(CPU.generator(0), 2)
+        tables = draw_remap(CPU.generator(0), 2, mild=1.0)
         first, second = (look_up(image, tables[i : i + 1]) * inside for i in (0, 1))
         with torch.no_grad():
             one = network(first).sigmoid()
             two = network(second.flip(2)).sigmoid().flip(2)
         expected = np.where(conformed.inside, ((one + two) / 2)[0, 0].numpy(), 0)
-        found = predict(network, conformed, CPU, copies=2, mild=0)
+        found = predict(network, conformed, CPU, copies=2)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-        assert abs(one - two).max() > 1e-3
+        assert abs(one - two).max() > 1e-4
 
     def test_same_each_time_and_without_gradient(self, network):
         network.train()
-        one, two = predict(network, scan(), CPU, 4, 0.5), predict(network, scan(), CPU, 4, 0.5)
+        one, two = predict(network, scan(), CPU, 4), predict(network, scan(), CPU, 4)
         np.testing.assert_array_equal(one, two)
         assert not network.training
         assert all(p.grad is None for p in network.parameters())
 
     def test_bfloat16_is_close(self, network):
-        fine = predict(network, scan(), CPU, 4, 0.5)
-        coarse = predict(network, scan(), Runtime(CPU.device, bfloat16=True), 4, 0.5)
+        fine = predict(network, scan(), CPU, 4)
+        coarse = predict(network, scan(), Runtime(CPU.device, bfloat16=True), 4)
         assert coarse.dtype == np.float32
         assert abs(fine - coarse).mean() < 0.05
 
     def test_image_is_left_as_it_is(self, network):
         conformed = scan()
         before = conformed.data.copy()
-        predict(network, conformed, CPU, 4, 0.5)
+        predict(network, conformed, CPU, 4)
         np.testing.assert_array_equal(conformed.data, before)
 
 

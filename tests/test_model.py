@@ -38,7 +38,7 @@ def folder(tmp_path, networks):
     made = tmp_path / "model"
     for name, network in zip((NETWORK, AUTOENCODER), networks, strict=True):
         checkpoints.save(made / name, network.state_dict(), {})
-    card = {"network": NETWORK, "voxel_size_mm": 2.5, "brain_ml": 1500.0, "mild": 0.5}
+    card = {"network": NETWORK, "voxel_size_mm": 2.5, "brain_ml": 1500.0}
     write_card(made, {**card, "method": METHOD.to_dict()})
     return made
 
