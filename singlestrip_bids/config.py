@@ -100,7 +100,7 @@ class MethodConfig:
     voxel_size: float | None = None
     rounds: int = 1
     top_k: int | None = None
-    copies: int = 4
+    copies: int = 4  # of every unlabelled scan, for its pseudo-mask
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .volume import Conformed, Image
 
 @torch.inference_mode()
 def predict(
-    network: UNet, conformed: Conformed, runtime: Runtime, copies: int
+    network: UNet, conformed: Conformed, runtime: Runtime, copies: int = 1
 ) -> NDArray[np.float32]:
     """Brain probability on the model's grid: the mean over copies of the image.
 

@@ -33,7 +33,6 @@ class Model:
     voxel_size: float
     brain_ml: float
     size: int
-    copies: int
     card: dict[str, Any]
 
 
@@ -100,7 +99,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
         voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
-        size, copies = int(method["size"]), int(method["copies"])
+        size = int(method["size"])
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
@@ -111,7 +110,6 @@ def load(folder: Path, runtime: Runtime) -> Model:
         voxel_size,
         brain_ml,
         size,
-        copies,
         card,
     )
 

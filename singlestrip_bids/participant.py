@@ -69,7 +69,7 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     volume.refuse_stripped(image, trained.brain_ml)
     multiple = trained.network.config.multiple
     conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
-    probability = inference.predict(trained.network, conformed, runtime, trained.copies)
+    probability = inference.predict(trained.network, conformed, runtime)
     mask = volume.clean(volume.restore(probability, conformed.affine, image) > 0.5)
     if not mask.any():
         raise ScanFailed(
