@@ -27,6 +27,7 @@ ORDER = [
     "synthesis",
     "networks",
     "losses",
+    "optimisers",
     "checkpoints",
     "training",
     "inference",
