@@ -18,13 +18,13 @@ from torch import Generator, Tensor, nn
 
 from . import __version__, checkpoints, derivatives, labels, model, quality, volume
 from .config import MethodConfig, RunConfig, SynthesisConfig, TrainingConfig
-from .errors import BadData, ScanFailed, SingleStripError
+from .errors import BadData, ScanFailed, log_failure
 from .inference import conform_image, mask_from, predict
 from .inputs import Label, Scan, find_label, find_scans
 from .losses import soft_dice
 from .metrics import dice
 from .networks import Autoencoder, UNet
-from .runtime import Progress, Runtime, check_stop, describe, mix_seed
+from .runtime import OUT_OF_MEMORY, Progress, Runtime, check_stop, describe, mix_seed
 from .selection import Candidate, top_k
 from .synthesis import Source, source, training_batch
 from .training import Loss, fit, learning_rate
@@ -275,11 +275,7 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
 
 
 def _rank(
-    stage: Stage,
-    pool: Sequence[Scan],
-    network: UNet,
-    autoencoder: nn.Module,
-    number: int,
+    stage: Stage, pool: Sequence[Scan], network: UNet, autoencoder: nn.Module, number: int
 ) -> tuple[list[Candidate], dict[str, bytes]]:
     """Predict and score every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -298,9 +294,11 @@ def _rank(
                 mask = mask_from(predict(network, conformed, stage.runtime, copies))
                 candidates.append(_candidate(stage, scan, conformed, mask, autoencoder))
                 masks[scan.relative] = volume.pack(mask)
-            except SingleStripError as error:
-                LOG.error("%s", error)
-                candidates.append(Candidate(scan.relative, 0.0, 0.0, note=str(error)))
+            except OUT_OF_MEMORY:
+                raise
+            except Exception as error:  # one bad scan never stops the others
+                note = log_failure(scan.path, error)
+                candidates.append(Candidate(scan.relative, 0.0, 0.0, note=note))
             progress.step(f"{scan.name} {candidates[-1].score:.3f}")
     k = stage.method.top_k or max(10, len(pool) // 2)
     return top_k(candidates, k), masks

@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.9
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
@@ -79,8 +79,10 @@ class Muon(torch.optim.Optimizer):
 
 def make(parameters: Iterable[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
     """Make the optimiser that the settings name: ``adam`` or ``muon``."""
-    if settings.optimiser == "muon":
-        return Muon(parameters, settings.learning_rate)
-    return torch.optim.Adam(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    rate = settings.learning_rate
+    match settings.optimiser:
+        case "muon":
+            return Muon(parameters, rate)
+        case "adam":
+            return torch.optim.Adam(parameters, lr=rate, weight_decay=settings.weight_decay)
+    raise ValueError(f"optimiser {settings.optimiser!r}: neither 'adam' nor 'muon'")

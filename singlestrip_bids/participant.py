@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from . import derivatives, inference, model, quality, volume
 from .config import RunConfig
-from .errors import ScanFailed, SingleStripError
+from .errors import ScanFailed, log_failure
 from .inputs import Scan, find_scans
 from .model import Model
 from .runtime import Progress, Runtime, check_stop
-
-LOG = logging.getLogger("singlestrip_bids")
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -40,12 +36,8 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             try:
                 score = process(scan, trained, config.output_dir, runtime)
                 note += f" quality {score:.3f}"
-            except SingleStripError as error:
-                LOG.error("%s", error)
-                failed[scan.relative] = str(error)
             except Exception as error:  # one bad scan never stops the others
-                LOG.error("%s: %r\n%s", scan.path, error, traceback.format_exc())
-                failed[scan.relative] = f"{scan.path}: {error!r}"
+                failed[scan.relative] = log_failure(scan.path, error)
             progress.step(note)
     if failed:
         raise ScanFailed(

@@ -97,6 +97,10 @@ class TestMake:
         assert isinstance(adam, torch.optim.Adam)
         assert adam.param_groups[0]["weight_decay"] == 0.5
 
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="sgd"):
+            make([torch.nn.Parameter(seeded(2, 2))], TrainingConfig(1, optimiser="sgd"))
+
     def test_rate_is_that_of_the_settings(self):
         weight = [torch.nn.Parameter(seeded(2, 2))]
         for name in ("adam", "muon"):
