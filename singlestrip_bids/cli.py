@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .config import ALL_MODALITIES, ANATOMICAL, PRESETS, MethodConfig, RunConfig, sloppy
+from .config import (
+    ALL_MODALITIES,
+    ANATOMICAL,
+    PRESETS,
+    PSEUDO_LABELS,
+    MethodConfig,
+    RunConfig,
+    sloppy,
+)
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 
 LEVELS = ("group", "participant")
@@ -114,6 +122,11 @@ def build_parser() -> Parser:
         help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
     )  # fmt: skip
     training.add_argument(
+        "--pseudo-labels", choices=PSEUDO_LABELS, default=None,
+        help="first masks of the unlabelled scans: by the network, as in the paper; by "
+        f"registering the labelled scan; or by both (default: {QUICK.pseudo_labels})",
+    )  # fmt: skip
+    training.add_argument(
         "--top-k", type=positive_int, metavar="K",
         help="pseudo-labelled scans kept in each round, the best first "
         "(default: half of them, ten at least; the paper: 10)",
@@ -172,7 +185,10 @@ def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
             synthesis=replace(method.synthesis, real_fraction=share),
             finetuning_synthesis=replace(method.finetuning_synthesis, real_fraction=share),
         )
-    given = {name: getattr(arguments, name) for name in ("rounds", "top_k", "voxel_size")}
+    given = {
+        name: getattr(arguments, name)
+        for name in ("rounds", "pseudo_labels", "top_k", "voxel_size")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     return replace(method, seed=arguments.random_seed, **given)
 

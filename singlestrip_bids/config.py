@@ -12,6 +12,9 @@ ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
 ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
 """Every suffix that can be asked for; ``all`` means these."""
 
+PSEUDO_LABELS = ("network", "registration", "consensus")
+"""Ways to the first masks of the unlabelled scans."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -100,6 +103,7 @@ class MethodConfig:
     voxel_size: float | None = None
     rounds: int = 1
     top_k: int | None = None
+    pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-mask
     seed: int = 0
 
@@ -113,8 +117,8 @@ PRESETS: dict[str, MethodConfig] = {
         preset="quick",
         size=64,
         network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
-        training=TrainingConfig(1400, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
-        finetuning=TrainingConfig(1400, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
+        training=TrainingConfig(1200, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
+        finetuning=TrainingConfig(1200, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=QualityConfig(slice_size=64),
     ),
     "standard": MethodConfig(

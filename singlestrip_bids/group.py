@@ -1,12 +1,12 @@
 """The group level: one label and many unlabelled scans become a model.
 
-label -> SL-1 -> autoencoder -> [predict, score, select, refit, fine-tune] x rounds -> card
+label -> SL-1 -> autoencoder -> [guess, score, select, refit, fine-tune] x rounds -> card
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .inputs import Label, Scan, find_label, find_scans
 from .losses import soft_dice
 from .metrics import dice
 from .networks import Autoencoder, UNet
+from .registration import carry_over
 from .runtime import OUT_OF_MEMORY, Progress, Runtime, check_stop, describe, mix_seed
 from .selection import Candidate, top_k
 from .synthesis import Source, source, training_batch
@@ -31,6 +32,8 @@ from .training import Loss, fit, learning_rate
 from .volume import Conformed, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
+
+Guess = Callable[[Conformed], tuple[Mask, float | None]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,9 @@ def _self_train(
         )
         return name, table
     for number in range(1, stage.method.rounds + 1):
-        ranked, masks = _rank(stage, pool, network, autoencoder, number)
+        way = stage.method.pseudo_labels if number == 1 else "network"
+        guess = _guesser(stage, network, sources, way)
+        ranked, masks = _rank(stage, pool, guess, autoencoder, number)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
@@ -166,7 +171,7 @@ def _self_train(
         name = f"round-{number}"
         settings, synthesis = stage.method.finetuning, stage.method.finetuning_synthesis
         checksums = [model.sha256(scan.path) for scan in kept]
-        key = model.fingerprint(key, checksums, asdict(synthesis), stage.method.copies)
+        key = model.fingerprint(key, checksums, asdict(synthesis), stage.method.copies, way)
         pseudo = _pseudo_label(stage, kept, masks)
         loss = _segmentation_loss(stage, sources + pseudo, settings, synthesis)
         key = stage.train(name, network, loss, settings, key)
@@ -274,10 +279,36 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
     return network
 
 
+def _guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guess:
+    """Make the function that guesses a scan's mask by the network, by registration or by both.
+
+    The consensus is the mean of both, cut at one half; it comes with the Dice of the two masks.
+    """
+
+    def by_network(conformed: Conformed) -> NDArray[np.float32]:
+        return predict(network, conformed, stage.runtime, stage.method.copies)
+
+    def by_registration(conformed: Conformed) -> NDArray[np.float32]:
+        image = torch.from_numpy(conformed.data).to(stage.runtime.device)[None, None]
+        carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
+        return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
+
+    def by_both(conformed: Conformed) -> tuple[Mask, float | None]:
+        first, second = by_network(conformed), by_registration(conformed)
+        return mask_from(np.float32(0.5) * (first + second)), dice(
+            mask_from(first), mask_from(second)
+        )
+
+    if way == "consensus":
+        return by_both
+    single = by_network if way == "network" else by_registration
+    return lambda conformed: (mask_from(single(conformed)), None)
+
+
 def _rank(
-    stage: Stage, pool: Sequence[Scan], network: UNet, autoencoder: nn.Module, number: int
+    stage: Stage, pool: Sequence[Scan], guess: Guess, autoencoder: nn.Module, number: int
 ) -> tuple[list[Candidate], dict[str, bytes]]:
-    """Predict and score every unlabelled scan; a bad scan gets a note and no mask.
+    """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
 
     Returns
     -------
@@ -290,25 +321,19 @@ def _rank(
             check_stop()
             try:
                 conformed = stage.conform(scan)
-                copies = stage.method.copies
-                mask = mask_from(predict(network, conformed, stage.runtime, copies))
-                candidates.append(_candidate(stage, scan, conformed, mask, autoencoder))
+                mask, agreement = guess(conformed)
+                score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
+                millilitres = volume.millilitres(mask, conformed.affine)
+                candidates.append(Candidate(scan.relative, score, agreement, millilitres))
                 masks[scan.relative] = volume.pack(mask)
             except OUT_OF_MEMORY:
                 raise
             except Exception as error:  # one bad scan never stops the others
                 note = log_failure(scan.path, error)
-                candidates.append(Candidate(scan.relative, 0.0, 0.0, note=note))
-            progress.step(f"{scan.name} {candidates[-1].score:.3f}")
+                candidates.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
+            progress.step(f"{scan.name} {candidates[-1].rank:.3f}")
     k = stage.method.top_k or max(10, len(pool) // 2)
     return top_k(candidates, k), masks
-
-
-def _candidate(
-    stage: Stage, scan: Scan, conformed: Conformed, mask: Mask, autoencoder: nn.Module
-) -> Candidate:
-    score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
-    return Candidate(scan.relative, score, volume.millilitres(mask, conformed.affine))
 
 
 def _pseudo_label(stage: Stage, kept: Sequence[Scan], masks: dict[str, bytes]) -> list[Source]:

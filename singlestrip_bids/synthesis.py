@@ -8,6 +8,7 @@ n × n matrices, so that a batch costs a few matrix products.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,18 +121,18 @@ def draw_warp(generator: Generator, batch: int, size: int, config: SynthesisConf
 
 
 def integrate(velocity: Tensor, squarings: int = 5) -> Tensor:
-    """Integrate a stationary velocity field (B, 3, n, n, n), in voxels, over unit time."""
+    """Integrate a stationary velocity field (B, 3, X, Y, Z), in voxels, over unit time."""
     displacement = velocity / 2**squarings
-    identity = voxel_grid(velocity.shape[-1], velocity.device)
+    identity = voxel_grid(velocity.shape[2:], velocity.device)
     for _ in range(squarings):
         displacement = displacement + sample(displacement, identity + displacement, "border")
     return displacement
 
 
-def voxel_grid(size: int, device: torch.device) -> Tensor:
-    """Voxel indices (1, 3, n, n, n)."""
-    axis = torch.arange(size, dtype=torch.float32, device=device)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))[None]
+def voxel_grid(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Voxel indices (1, 3, X, Y, Z)."""
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
 def sample(
@@ -158,7 +159,8 @@ def draw_points(
     centres = torch.stack([s.centre for s in sources])
     matrix = draw_affine(generator, batch, config)
     warp = draw_warp(generator, batch, size, config)
-    centred = voxel_grid(size, generator.device) - (size - 1) / 2 + shift.view(batch, 3, 1, 1, 1)
+    grid = voxel_grid((size,) * 3, generator.device)
+    centred = grid - (size - 1) / 2 + shift.view(batch, 3, 1, 1, 1)
     moved = torch.einsum("bij,bjxyz->bixyz", matrix, centred + warp)
     return moved + centres.view(batch, 3, 1, 1, 1)
 

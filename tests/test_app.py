@@ -78,7 +78,21 @@ def test_group_leaves_networks_card_curves_and_scores(heads, trained):
     rows = table(folder / "scores.tsv")
     assert [row["scan"].split("/")[0] for row in rows] == ["sub-02", "sub-03", "sub-04"]
     assert all(float(row["volume_ml"]) > 0 for row in rows)
+    assert all(0 < float(row["agreement"]) < 1 for row in rows)
     assert not list(folder.rglob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("way", ["network", "registration"])
+def test_pseudo_labels_by_one_way_alone(heads, trained, tmp_path, way):
+    out = tmp_path / "out"
+    shutil.copytree(trained / MODEL, out / MODEL)  # the first network is the same
+    assert run(heads, out, "group", "--pseudo-labels", way) == 0
+    rows = table(out / MODEL / "scores.tsv")
+    assert [row["agreement"] for row in rows] == ["n/a"] * 3
+    assert [row["score"] for row in rows] != [
+        row["score"] for row in table(trained / MODEL / "scores.tsv")
+    ]
+    assert not same(weights(out), weights(trained))
 
 
 def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):

@@ -25,6 +25,7 @@ ORDER = [
     "volume",
     "labels",
     "synthesis",
+    "registration",
     "networks",
     "losses",
     "optimisers",
