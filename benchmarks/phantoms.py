@@ -7,8 +7,6 @@ One scan is labelled, as the App needs it; the masks of the others go to a separ
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +19,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from benchmarks.head import BACKGROUND, Array, Brain, draw_anatomy, load_brain, paint_head, waves
+from benchmarks.dataset import Matrix, acquire, write_descriptions, write_image, write_mask
+from benchmarks.head import Array, Brain, draw_anatomy, load_brain, paint_head, waves
 
-Matrix = NDArray[np.float64]
-
+ABOUT = """Synthetic heads around warped copies of the MNI152 template, with exact brain masks.
+No person was scanned. Written by benchmarks/phantoms.py of singlestrip-bids.
+"""
 CENTRE_MM = np.array([0.0, -18.0, 5.0])  # of the template's brain
 
 
@@ -98,22 +98,20 @@ def write_dataset(
         If either folder exists.
     """
     truth = root.parent / f"{root.name}-truth"
-    for folder in (root, truth):
-        if folder.exists():
-            raise FileExistsError(f"{folder} exists: remove it, or write somewhere else")
-    labels = root / "derivatives" / "manual"
     names = [f"sub-{number:02d}" for number in range(1, subjects + 1)]
-    _write_descriptions(root, labels, truth, names)
+    labels = write_descriptions(
+        root, truth, names, "Phantom heads", "benchmarks.phantoms", ABOUT, "CC0"
+    )
     brain = load_brain(1.5 * min(max(spacing_scale, 1.0), 2.0))
     for index, name in enumerate(names):
         protocol = PROTOCOLS[index % len(PROTOCOLS)]
         rng = np.random.default_rng([seed, index])
         data, mask, affine = scan_head(brain, protocol, rng, spacing_scale)
         scan = f"{name}/anat/{name}_{protocol.contrast}.nii.gz"
-        _write_image(root / scan, data, affine)
+        write_image(root / scan, data, affine)
         space = "" if protocol.contrast == "T1w" else f"_space-{protocol.contrast}"
         target = labels if index == 0 else truth
-        _write_mask(target / name / "anat" / f"{name}{space}_desc-brain_mask", mask, affine, scan)
+        write_mask(target / name / "anat" / f"{name}{space}_desc-brain_mask", mask, affine, scan)
     return root
 
 
@@ -149,7 +147,7 @@ def scan_head(
     clean = _average(ndimage.map_coordinates(head, points, order=1, mode="nearest"), parts)
     share = _average(ndimage.map_coordinates(brain.mask, points, order=1), parts)
     mask = (share > 0.5).astype(np.uint8)
-    return _acquire(clean, affine, protocol.dtype, rng), mask, affine
+    return acquire(clean, affine, protocol.dtype, rng), mask, affine
 
 
 def draw_pose(rng: np.random.Generator) -> Matrix:
@@ -276,74 +274,6 @@ def _average(fine: Array, parts: Sequence[int]) -> Array:
     """Return the mean of each block of `parts` samples."""
     shape = [size for n, f in zip(fine.shape, parts, strict=True) for size in (n // f, f)]
     return fine.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
-
-
-def _acquire(clean: Array, affine: Matrix, dtype: str, rng: np.random.Generator) -> NDArray[Any]:
-    """Return the scan with a bias field of up to 20 %, Rician noise, and the scanner's units."""
-    sizes = nib.affines.voxel_sizes(affine)
-    lines = [
-        (np.arange(n) * size).astype(np.float32)
-        for n, size in zip(clean.shape, sizes, strict=True)
-    ]
-    bias = waves(np.ix_(*lines), 4, (150.0, 500.0), rng)
-    signal = clean * (1 + np.float32(0.2) * bias / np.abs(bias).max())
-    sigma = rng.uniform(0.015, 0.035)
-    real, imaginary = (
-        rng.standard_normal(clean.shape, dtype=np.float32) * np.float32(sigma) for _ in range(2)
-    )
-    noisy = np.hypot(signal - BACKGROUND + real, imaginary) * np.float32(rng.uniform(400, 1500))
-    return noisy.astype(dtype) if dtype == "float32" else np.rint(noisy).astype(dtype)
-
-
-def _write_image(path: Path, data: NDArray[Any], affine: Matrix) -> None:
-    """Write a gzipped NIfTI image without a time stamp, sform and qform both set."""
-    image = nib.Nifti1Image(data, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=4, mtime=0))
-
-
-def _write_mask(stem: Path, mask: NDArray[np.uint8], affine: Matrix, scan: str) -> None:
-    """Write a mask and its sidecar."""
-    _write_image(stem.with_name(f"{stem.name}.nii.gz"), mask, affine)
-    _write_json(
-        stem.with_name(f"{stem.name}.json"), {"Type": "Brain", "Sources": [f"bids:raw:{scan}"]}
-    )
-
-
-def _write_descriptions(root: Path, labels: Path, truth: Path, names: Sequence[str]) -> None:
-    """Write what a raw dataset and two derivatives need besides their images."""
-    for folder in (root, labels, truth):
-        folder.mkdir(parents=True)
-    common = {"BIDSVersion": "1.10.0", "License": "CC0", "Authors": ["benchmarks.phantoms"]}
-    _write_json(
-        root / "dataset_description.json",
-        {"Name": "Phantom heads", "DatasetType": "raw", **common},
-    )
-    places = {labels: ("Phantom heads: the label", "../.."), truth: ("Truth", f"../{root.name}")}
-    for folder, (title, raw) in places.items():
-        _write_json(
-            folder / "dataset_description.json",
-            {
-                "Name": title,
-                "DatasetType": "derivative",
-                "GeneratedBy": [{"Name": "benchmarks.phantoms"}],
-                "DatasetLinks": {"raw": raw},
-                **common,
-            },
-        )
-    (root / "participants.tsv").write_text("\n".join(["participant_id", *names]) + "\n")
-    (root / "README").write_text(
-        "Synthetic heads around warped copies of the MNI152 template, with exact brain masks.\n"
-        "No person was scanned. Written by benchmarks/phantoms.py of singlestrip-bids.\n"
-    )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write indented JSON."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

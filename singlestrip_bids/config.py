@@ -117,8 +117,8 @@ PRESETS: dict[str, MethodConfig] = {
         preset="quick",
         size=64,
         network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
-        training=TrainingConfig(1200, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
-        finetuning=TrainingConfig(1200, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
+        training=TrainingConfig(1000, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
+        finetuning=TrainingConfig(1000, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=QualityConfig(slice_size=64),
     ),
     "standard": MethodConfig(

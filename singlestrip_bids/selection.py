@@ -34,18 +34,30 @@ class Candidate:
     note: str = ""
 
     @property
+    def contrast(self) -> str:
+        """BIDS suffix of the scan."""
+        return self.scan.rsplit("_", 1)[-1].split(".", 1)[0]
+
+    @property
     def rank(self) -> float:
-        """What decides the order: the score, or its mean with the agreement."""
+        """Score, or its mean with the agreement: what decides the order."""
         return self.score if self.agreement is None else (self.score + self.agreement) / 2
 
 
 def top_k(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
-    """Mark the k best as kept, in the order given; a mask that is empty never is.
+    """Mark k as kept, the best of each contrast first, in the order given.
+
+    Each contrast (BIDS suffix) is kept in proportion to its number, so that none is left out
+    because its masks are harder to make. A mask that is empty never is kept.
 
     Notes
     -----
-    SingleStrip, section 2.4. Of equal ones the first in the alphabet is kept.
+    SingleStrip, section 2.4, for each contrast. Of equal ones the first in the alphabet is kept.
     """
-    ranked = sorted((c for c in candidates if c.volume_ml > 0), key=lambda c: (-c.rank, c.scan))
-    kept = {c.scan for c in ranked[:k]}
+    usable = sorted((c for c in candidates if c.volume_ml > 0), key=lambda c: (-c.rank, c.scan))
+    place: dict[str, float] = {}
+    for contrast in {c.contrast for c in usable}:
+        group = [c.scan for c in usable if c.contrast == contrast]
+        place |= {scan: (i + 0.5) / len(group) for i, scan in enumerate(group)}
+    kept = {c.scan for c in sorted(usable, key=lambda c: place[c.scan])[:k]}
     return [replace(c, kept=c.scan in kept) for c in candidates]

@@ -89,8 +89,8 @@ def test_pseudo_labels_by_one_way_alone(heads, trained, tmp_path, way):
     assert run(heads, out, "group", "--pseudo-labels", way) == 0
     rows = table(out / MODEL / "scores.tsv")
     assert [row["agreement"] for row in rows] == ["n/a"] * 3
-    assert [row["score"] for row in rows] != [
-        row["score"] for row in table(trained / MODEL / "scores.tsv")
+    assert [row["volume_ml"] for row in rows] != [
+        row["volume_ml"] for row in table(trained / MODEL / "scores.tsv")
     ]
     assert not same(weights(out), weights(trained))
 

@@ -43,6 +43,19 @@ def test_agreement_counts_as_much_as_the_score():
     assert [c.rank for c in pool] == [pytest.approx(0.885), pytest.approx(0.925)]
 
 
+def test_each_contrast_by_its_share():
+    scores = {"T1w": (0.99, 0.98, 0.97, 0.96), "T2w": (0.5, 0.4), "bold": (0.1,)}
+    pool = [
+        Candidate(f"sub-{i}/anat/sub-{i}_{suffix}.nii.gz", score, None, 1500)
+        for suffix, row in scores.items()
+        for i, score in enumerate(row)
+    ]
+    names = [name.split("/")[-1].split(".")[0] for name in kept(pool, 4)]
+    assert names == ["sub-0_T1w", "sub-1_T1w", "sub-0_T2w", "sub-0_bold"]
+    assert len(kept(pool, 7)) == 7
+    assert {c.contrast for c in pool} == set(scores)
+
+
 def test_empty_mask_is_never_kept():
     pool = [Candidate("a", 1.0, None, 0), Candidate("b", 0.1, None, 3)]
     assert kept(pool, 10) == ["b"]

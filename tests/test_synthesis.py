@@ -222,18 +222,18 @@ class TestGeometry:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_integrated_field_does_not_fold(self, seed):
-        identity, velocity = voxel_grid(24, CPU), smooth_field(24, 1.4, seed)
+        identity, velocity = voxel_grid((24,) * 3, CPU), smooth_field(24, 1.4, seed)
         assert least_jacobian(identity + velocity) < 0
         assert least_jacobian(identity + integrate(velocity)) > 0
 
     @pytest.mark.parametrize("seed", range(4))
     def test_strongest_warp_does_not_fold(self, seed):
         warp = draw_warp(seeded(seed), 1, 32, replace(NOTHING, warp=SynthesisConfig().warp))
-        assert least_jacobian(voxel_grid(32, CPU) + warp) > 0
+        assert least_jacobian(voxel_grid((32,) * 3, CPU) + warp) > 0
 
     @pytest.mark.parametrize("seed", range(3))
     def test_opposite_velocity_is_the_inverse(self, seed):
-        identity, velocity = voxel_grid(24, CPU), smooth_field(24, 0.8, seed)
+        identity, velocity = voxel_grid((24,) * 3, CPU), smooth_field(24, 0.8, seed)
 
         def there_and_back(there, back):
             return float((back + sample(there, identity + back, "border")).abs().max())
