@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(table(rows))
     if args.json:
-        args.json.write_text(json.dumps([_jsonable(row) for row in rows], indent=2) + "\n")
+        args.json.write_text(json.dumps([jsonable(row) for row in rows], indent=2) + "\n")
     return int(any(row.error for row in rows))
 
 
@@ -236,7 +236,7 @@ def _line(name: str, width: int, *values: float | None) -> str:
     return "  ".join([f"{name:<{width}}", *text])
 
 
-def _jsonable(row: Row) -> dict[str, Any]:
+def jsonable(row: Row) -> dict[str, Any]:
     """Return a row as JSON can hold it: an infinite distance becomes the text ``inf``."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value

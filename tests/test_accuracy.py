@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from benchmarks import accuracy
+from benchmarks.phantoms import write_dataset
+
+CONFIG = {
+    "title": "Phantoms",
+    "labels": ["01"],
+    "pool": ["02", "03"],
+    "inductive": ["04"],
+    "options": ["--sloppy"],
+    "arms": {"SL-1": ["--rounds", "0"], "SSL (network)": ["--pseudo-labels", "network"]},
+}
+
+
+def row(arm: str, label: str, role: str, dice: float | None, distance: object) -> dict:
+    return {
+        "label": label, "arm": arm, "role": role, "scan": "s", "contrast": "T1w", "dice": dice,
+        "hd95_mm": distance, "minutes": 2.0,
+    }  # fmt: skip
+
+
+class TestTable:
+    def results(self, rows: list[dict]) -> dict:
+        config = CONFIG | {"arms": {"one": [], "two": []}}
+        facts = {"date": "2000-01-01", "commit": "abc", "hardware": "a machine"}
+        return {**facts, "config": config, "rows": rows}
+
+    def test_means_over_folds_and_their_spread(self):
+        rows = [
+            row("one", "01", "pool", 0.9, 4.0), row("one", "01", "pool", 0.8, 6.0),
+            row("one", "02", "pool", 0.95, 8.0), row("two", "01", "inductive", 0.5, "inf"),
+        ]  # fmt: skip
+        lines = accuracy.table(self.results(rows)).splitlines()
+        assert lines[2] == "| arm | T1w, pool | T1w, inductive | minutes a fold |"
+        assert lines[4] == "| one | 0.900 ± 0.071 / 6.0 | - | 2.0 |"
+        assert lines[5] == "| two | - | 0.500 / - | 2.0 |"
+        assert "2 folds" in lines[7] and "a machine" in lines[8]
+
+    def test_a_missing_mask_counts_as_zero(self):
+        rows = [row("one", "01", "pool", 0.9, 4.0), row("one", "01", "pool", None, None)]
+        assert "| one | 0.450 / 4.0 | 2.0 |" in accuracy.table(self.results(rows))
+
+    def test_arms_not_run_yet_are_left_out(self):
+        text = accuracy.table(self.results([row("two", "01", "pool", 0.9, 4.0)]))
+        assert "| one |" not in text and "| two |" in text
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(
+        tmp_path_factory.mktemp("accuracy") / "bids", subjects=4, spacing_scale=2.5
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    call = [str(folder / "config.json"), str(dataset), str(folder / "work")]
+    assert accuracy.main([*call, "--out", str(folder / "table")]) == 0
+    return folder
+
+
+def test_every_scan_of_every_arm_has_a_row(finished):
+    results = json.loads((finished / "table.json").read_text())
+    found = {(r["arm"], r["scan"].split("_")[0], r["role"]) for r in results["rows"]}
+    assert found == {
+        (arm, f"sub-{number}", role)
+        for arm in CONFIG["arms"]
+        for number, role in (("02", "pool"), ("03", "pool"), ("04", "inductive"))
+    }
+    assert results["config"] == CONFIG
+    assert {"date", "commit", "hardware", "versions"} <= results.keys()
+    assert "SSL (network)" in (finished / "table.md").read_text()
+
+
+def test_arms_share_the_first_network(finished):
+    networks = list((finished / "work/01").rglob("sl1.safetensors"))
+    assert len(networks) == 2
+    assert networks[0].read_bytes() == networks[1].read_bytes()
+    curves = list((finished / "work/01").rglob("sl1_training.tsv"))
+    assert len(curves) == 1, "trained once"
+
+
+def test_finished_arms_are_not_repeated(finished, dataset):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*") if p.is_file()}
+    results = accuracy.run(CONFIG, dataset, finished / "work", finished / "table")
+    assert len(results["rows"]) == 6
+    assert before == {
+        p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*") if p.is_file()
+    }
+
+
+def test_another_config_does_not_mix(finished, dataset):
+    other = copy.deepcopy(CONFIG)
+    other["options"] = ["--sloppy", "--random-seed", "1"]
+    with pytest.raises(RuntimeError, match="another config"):
+        accuracy.run(other, dataset, finished / "work", finished / "table")
+
+
+def test_an_arm_that_cannot_run_ends_the_experiment(dataset, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"labels": ["77"]}))
+    call = [str(tmp_path / "config.json"), str(dataset), str(tmp_path / "work")]
+    assert accuracy.main([*call, "--out", str(tmp_path / "table")]) == 1
+    assert "ended with" in capsys.readouterr().err
+    assert not (tmp_path / "table.json").exists()
