@@ -45,10 +45,11 @@ class Candidate:
 
 
 def top_k(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
-    """Mark k as kept, the best of each contrast first, in the order given.
+    """Mark k as kept, contrast by contrast, in the order given.
 
-    Each contrast (BIDS suffix) is kept in proportion to its number, so that none is left out
-    because its masks are harder to make. A mask that is empty never is kept.
+    The best of every contrast (BIDS suffix) comes first, then the others in proportion to its
+    number, so that none is left out because its masks are harder to make. An empty mask is never
+    kept.
 
     Notes
     -----
@@ -58,6 +59,6 @@ def top_k(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
     place: dict[str, float] = {}
     for contrast in {c.contrast for c in usable}:
         group = [c.scan for c in usable if c.contrast == contrast]
-        place |= {scan: (i + 0.5) / len(group) for i, scan in enumerate(group)}
+        place |= {scan: i / len(group) for i, scan in enumerate(group)}
     kept = {c.scan for c in sorted(usable, key=lambda c: place[c.scan])[:k]}
     return [replace(c, kept=c.scan in kept) for c in candidates]
