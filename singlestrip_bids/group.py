@@ -295,9 +295,8 @@ def _guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -
 
     def by_both(conformed: Conformed) -> tuple[Mask, float | None]:
         first, second = by_network(conformed), by_registration(conformed)
-        return mask_from(np.float32(0.5) * (first + second)), dice(
-            mask_from(first), mask_from(second)
-        )
+        agreement = dice(mask_from(first), mask_from(second))
+        return mask_from(np.float32(0.5) * (first + second)), agreement
 
     if way == "consensus":
         return by_both
