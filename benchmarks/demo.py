@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Label one generated head, mask the others.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     parser.add_argument("--subjects", type=int, default=10)
-    parser.add_argument("--steps", default="300", help="of the first training")
+    parser.add_argument("--steps", default="260", help="of the first training")
     args = parser.parse_args(argv)
     began = time.monotonic()
     bids_dir, out = args.folder / "bids", args.folder / "singlestrip"
