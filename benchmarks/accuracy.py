@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         results = run(json.loads(args.config.read_text()), args.dataset, args.work, args.out)
-    except RuntimeError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
     print(table(results))

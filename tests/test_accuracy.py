@@ -110,3 +110,18 @@ def test_an_arm_that_cannot_run_ends_the_experiment(dataset, tmp_path, capsys):
     assert accuracy.main([*call, "--out", str(tmp_path / "table")]) == 1
     assert "ended with" in capsys.readouterr().err
     assert not (tmp_path / "table.json").exists()
+
+
+def test_config_that_is_not_there_or_not_json(dataset, tmp_path, capsys):
+    call = [
+        str(tmp_path / "config.json"),
+        str(dataset),
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "t"),
+    ]
+    assert accuracy.main(call) == 1
+    assert "config.json" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert accuracy.main(call) == 1
+    assert "accuracy: " in capsys.readouterr().err
