@@ -41,8 +41,10 @@ class Row:
         Dice coefficient; None without a comparable prediction.
     hd95_mm : float or None
         95th percentile surface distance in mm; infinite if one mask is empty.
+    expected, low, high : float or None
+        ``ExpectedDice`` and the ends of its interval in the prediction's sidecar, if it has them.
     quality, seconds : float or None
-        ``QualityScore`` and ``ComputeSeconds`` of the prediction's sidecar, if it has them.
+        ``QualityScore`` and ``ComputeSeconds``, likewise.
     error : str or None
         Why there is no score.
     """
@@ -51,9 +53,19 @@ class Row:
     contrast: str
     dice: float | None = None
     hd95_mm: float | None = None
+    expected: float | None = None
+    low: float | None = None
+    high: float | None = None
     quality: float | None = None
     seconds: float | None = None
     error: str | None = None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether the Dice lies within the expected interval, if there are both."""
+        if self.dice is None or self.low is None or self.high is None:
+            return None
+        return self.low <= self.dice <= self.high
 
 
 def score(derivatives: Path, references: Path) -> list[Row]:
@@ -102,20 +114,22 @@ def table(rows: Sequence[Row]) -> str:
         Lines of fixed-width columns, without a final line break.
     """
     width = max([len("mean overall (n = 99)"), *(len(row.scan) for row in rows)])
-    lines = [f"{'scan':<{width}}  {'Dice':>6}  {'HD95 mm':>7}  {'quality':>7}  {'seconds':>7}"]
+    lines = [f"{'scan':<{width}}  {'Dice':>6}  {'HD95 mm':>7}  {'expected':>8}  {'seconds':>7}"]
     lines += [
         f"{row.scan:<{width}}  {row.error}"
         if row.error
-        else _line(row.scan, width, row.dice, row.hd95_mm, row.quality, row.seconds)
+        else _line(row.scan, width, row.dice, row.hd95_mm, row.expected, row.seconds)
         for row in rows
     ]
     lines.append("-" * len(lines[0]))
     groups = {name: [row for row in rows if row.contrast == name] for name in _contrasts(rows)}
     for name, group in {**groups, "overall": rows}.items():
         done = [row for row in group if row.error is None]
-        keys = ("dice", "hd95_mm", "quality", "seconds")
+        keys = ("dice", "hd95_mm", "expected", "seconds")
         means = [_mean([getattr(row, key) for row in done]) for key in keys]
         lines.append(_line(f"mean {name} (n = {len(done)})", width, *means))
+    if held := [row.held for row in rows if row.held is not None]:
+        lines.append(f"Dice within its expected interval: {sum(held)} of {len(held)}")
     return "\n".join(lines)
 
 
@@ -161,12 +175,15 @@ def _row(reference: Path, derivatives: Path, references: Path) -> Row:
         said = _sidecar(path)
     except (OSError, EOFError, ValueError, ImageFileError) as error:
         return Row(scan, contrast, error=str(error))
-    distance = hausdorff95(found, truth, voxel_sizes(affine))
+    low, high = said.get("ExpectedDiceInterval", (None, None))
     return Row(
         scan,
         contrast,
         dice(found, truth),
-        distance,
+        hausdorff95(found, truth, voxel_sizes(affine)),
+        said.get("ExpectedDice"),
+        low,
+        high,
         said.get("QualityScore"),
         said.get("ComputeSeconds"),
     )
@@ -229,7 +246,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _line(name: str, width: int, *values: float | None) -> str:
     """Return one line of the table."""
-    cells = zip(values, ("6.4f", "7.2f", "7.4f", "7.1f"), (6, 7, 7, 7), strict=True)
+    cells = zip(values, ("6.4f", "7.2f", "8.4f", "7.1f"), (6, 7, 8, 7), strict=True)
     text = [
         f"{'-':>{size}}" if value is None else f"{value:{form}}" for value, form, size in cells
     ]

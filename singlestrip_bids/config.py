@@ -105,6 +105,7 @@ class MethodConfig:
     top_k: int | None = None
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-mask
+    trials: int = 60  # corrupted copies of the labelled scan, for guard and calibration
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def sloppy(method: MethodConfig) -> MethodConfig:
         method,
         size=32,
         copies=2,
+        trials=12,
         network=NetworkConfig(features=(4, 8), normalise=True, stem=2),
         training=replace(method.training, steps=30, batch_size=1),
         finetuning=replace(method.finetuning, steps=10, batch_size=1),

@@ -1,100 +1,36 @@
 """The group level: one label and many unlabelled scans become a model.
 
-label -> SL-1 -> autoencoder -> [guess, score, select, refit, fine-tune] x rounds -> card
+label -> SL-1 -> autoencoder -> [rank, select, refit, fine-tune] x rounds -> guard -> card
 """
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from . import __version__, checkpoints, derivatives, labels, model, quality, volume
-from .config import MethodConfig, RunConfig, SynthesisConfig, TrainingConfig
-from .errors import BadData, ScanFailed, log_failure
-from .inference import conform_image, mask_from, predict
+from . import __version__, derivatives, model, quality, volume
+from .config import RunConfig, SynthesisConfig, TrainingConfig
+from .errors import BadData, ScanFailed
+from .guard import choose
+from .inference import conform_image
 from .inputs import Label, Scan, find_label, find_scans
 from .losses import soft_dice
 from .metrics import dice
 from .networks import Autoencoder, UNet
-from .registration import carry_over
-from .runtime import OUT_OF_MEMORY, Progress, Runtime, check_stop, describe, mix_seed
-from .selection import Candidate, top_k
-from .synthesis import Source, source, training_batch
-from .training import Loss, fit, learning_rate
-from .volume import Conformed, Mask
+from .ranking import guesser, pseudo_label, rank
+from .runtime import Runtime, describe, mix_seed
+from .stage import Stage
+from .synthesis import Source, training_batch
+from .training import Loss
 
 LOG = logging.getLogger("singlestrip_bids")
-
-Guess = Callable[[Conformed], tuple[Mask, float | None]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where and how the stages of one model are trained."""
-
-    folder: Path
-    work: Path
-    method: MethodConfig
-    voxel_size: float
-    brain_ml: float
-    runtime: Runtime
-
-    def conform(self, scan: Scan) -> Conformed:
-        """Read a scan and bring it to the model's grid."""
-        image = volume.load(scan.path)
-        volume.refuse_stripped(image, self.brain_ml)
-        multiple = self.method.network.multiple
-        return conform_image(image, self.voxel_size, self.method.size, multiple)
-
-    def train(
-        self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
-    ) -> str:
-        """Train a network in place, or read it if it is finished; return its fingerprint."""
-        path = self.folder / f"{name}.safetensors"
-        key = model.fingerprint(name, asdict(settings), self.method.seed, key)
-        if self._finished(path, network, key):
-            LOG.info("%s: finished before, taken from %s.", name, path)
-            return key
-        model.retract(self.folder)
-        network.to(self.runtime.device)
-        checkpoint = self.work / f"{name}.checkpoint"
-        seed = mix_seed(self.method.seed, int(key[:12], 16))
-        history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
-        rows = [
-            {
-                "step": step + 1,
-                "loss": value,
-                "learning_rate": f"{learning_rate(step, settings):.3g}",
-            }
-            for step, value in enumerate(history)
-        ]
-        derivatives.write_tsv(self.folder / f"{name}_training.tsv", rows)
-        checkpoints.save(path, network.state_dict(), {"fingerprint": key})
-        checkpoint.unlink(missing_ok=True)
-        return key
-
-    def _finished(self, path: Path, network: nn.Module, key: str) -> bool:
-        """Read a network that was trained before under the same fingerprint."""
-        if not path.is_file():
-            return False
-        try:
-            tensors, card = checkpoints.load(path)
-            if card.get("fingerprint") != key:
-                return False
-            checkpoints.restore(path, network, tensors)
-        except BadData as error:
-            LOG.warning("%s It is trained again now.", error)
-            return False
-        network.to(self.runtime.device)
-        return True
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -120,11 +56,16 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     inputs = [_checksums(label) for label in labelled]
     key = model.fingerprint(inputs, _identity(stage))
     autoencoder = _train_autoencoder(stage, sources, key)
-    network, key = _first_network(stage, sources, key)
-    name, table = _self_train(stage, pool, sources, network, autoencoder, key)
+    first, key = _first_network(stage, sources, key)
+    networks, table = _self_train(stage, pool, sources, first, autoencoder, key)
+    failed = {row["scan"]: row["note"] for row in table if row["note"]}
+    usable = [scan for scan in pool if scan.relative not in failed]
+    verdict = choose(stage, usable, sources, networks, autoencoder)
     card = {
-        "network": f"{name}.safetensors",
-        "self_trained": name != "sl1",
+        "network": f"{verdict.name}.safetensors",
+        "self_trained": verdict.name != "sl1",
+        "guard": verdict.to_dict(),
+        "calibration": asdict(verdict.calibration),
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
         "voxel_size_mm": stage.voxel_size,
@@ -133,8 +74,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         "versions": describe(),
     }
     model.write_card(stage.folder, card)
-    LOG.info("Model: %s (%s).", stage.folder, name)
-    failed = {row["scan"]: row["note"] for row in table if row["note"]}
+    LOG.info("Model: %s (%s).", stage.folder, verdict.name)
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "
@@ -146,36 +86,38 @@ def _self_train(
     stage: Stage,
     pool: Sequence[Scan],
     sources: list[Source],
-    network: UNet,
+    first: UNet,
     autoencoder: nn.Module,
     key: str,
-) -> tuple[str, list[dict[str, Any]]]:
-    """Fine-tune in place, round by round; return the name of the last network and the scores."""
-    name, table = "sl1", list[dict[str, Any]]()
+) -> tuple[dict[str, UNet], list[dict[str, Any]]]:
+    """Fine-tune round by round; return the first and the last network by name, and the scores."""
+    networks, table = {"sl1": first}, list[dict[str, Any]]()
     if not pool:
         LOG.warning(
             "NO UNLABELLED SCAN: the model is the network trained on the label alone (SL-1); "
             "add scans to the dataset or widen --modalities to self-train."
         )
-        return name, table
+        return networks, table
+    name, network = "sl1", copy.deepcopy(first)
     for number in range(1, stage.method.rounds + 1):
         way = stage.method.pseudo_labels if number == 1 else "network"
-        guess = _guesser(stage, network, sources, way)
-        ranked, masks = _rank(stage, pool, guess, autoencoder, number)
+        settings, synthesis = stage.method.finetuning, stage.method.finetuning_synthesis
+        guess, earlier, name = guesser(stage, network, sources, way), name, f"round-{number}"
+        key = model.fingerprint(key, stage.method.copies, way)
+        judged = model.fingerprint(key, asdict(stage.method.quality))
+        ranked = rank(stage, pool, guess, autoencoder, name, judged)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
         if not kept:
-            LOG.warning("NO USABLE PSEUDO-MASK in round %d: the model stays %s.", number, name)
+            LOG.warning("NO USABLE PSEUDO-MASK in round %d: the model stays %s.", number, earlier)
             break
-        name = f"round-{number}"
-        settings, synthesis = stage.method.finetuning, stage.method.finetuning_synthesis
-        checksums = [model.sha256(scan.path) for scan in kept]
-        key = model.fingerprint(key, checksums, asdict(synthesis), stage.method.copies, way)
-        pseudo = _pseudo_label(stage, kept, masks)
+        key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept], asdict(synthesis))
+        pseudo = pseudo_label(stage, kept, name)
         loss = _segmentation_loss(stage, sources + pseudo, settings, synthesis)
         key = stage.train(name, network, loss, settings, key)
-    return name, table
+        networks = {"sl1": first, name: network}
+    return networks, table
 
 
 def _checksums(label: Label) -> dict[str, str]:
@@ -215,16 +157,8 @@ def _start(
         multiple = method.network.multiple
         conformed = conform_image(image, voxel_size, method.size, multiple)
         target = volume.conform(mask, image.affine, voxel_size, method.size, multiple)
-        sources.append(_source(stage, conformed, target.data))
+        sources.append(stage.source(conformed, target.data))
     return stage, sources
-
-
-def _source(stage: Stage, conformed: Conformed, mask: NDArray) -> Source:
-    """Fit the mixtures under a mask and move the volume to the device."""
-    classes = labels.class_map(conformed.data, mask > 0.5, conformed.inside, stage.method.seed)
-    device = stage.runtime.device
-    arrays = (classes, conformed.data, np.asarray(mask, dtype=np.float32))
-    return source(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 def _identity(stage: Stage) -> dict[str, Any]:
@@ -277,72 +211,3 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
     loss = quality.loss_over(brain.to(stage.runtime.device), settings.batch_size)
     stage.train("autoencoder", network, loss, quality.schedule(brain, settings), key)
     return network
-
-
-def _guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guess:
-    """Make the function that guesses a scan's mask by the network, by registration or by both.
-
-    The consensus is the mean of both, cut at one half; it comes with the Dice of the two masks.
-    """
-
-    def by_network(conformed: Conformed) -> NDArray[np.float32]:
-        return predict(network, conformed, stage.runtime, stage.method.copies)
-
-    def by_registration(conformed: Conformed) -> NDArray[np.float32]:
-        image = torch.from_numpy(conformed.data).to(stage.runtime.device)[None, None]
-        carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
-        return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
-
-    def by_both(conformed: Conformed) -> tuple[Mask, float | None]:
-        first, second = by_network(conformed), by_registration(conformed)
-        agreement = dice(mask_from(first), mask_from(second))
-        return mask_from(np.float32(0.5) * (first + second)), agreement
-
-    if way == "consensus":
-        return by_both
-    single = by_network if way == "network" else by_registration
-    return lambda conformed: (mask_from(single(conformed)), None)
-
-
-def _rank(
-    stage: Stage, pool: Sequence[Scan], guess: Guess, autoencoder: nn.Module, number: int
-) -> tuple[list[Candidate], dict[str, bytes]]:
-    """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
-
-    Returns
-    -------
-    tuple
-        The candidates in the order of the pool, the best marked as kept, and the packed masks.
-    """
-    candidates, masks = [], {}
-    with Progress(f"round {number}: ranking", len(pool)) as progress:
-        for scan in pool:
-            check_stop()
-            try:
-                conformed = stage.conform(scan)
-                mask, agreement = guess(conformed)
-                score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
-                millilitres = volume.millilitres(mask, conformed.affine)
-                candidates.append(Candidate(scan.relative, score, agreement, millilitres))
-                masks[scan.relative] = volume.pack(mask)
-            except OUT_OF_MEMORY:
-                raise
-            except Exception as error:  # one bad scan never stops the others
-                note = log_failure(scan.path, error)
-                candidates.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
-            progress.step(f"{scan.name} {candidates[-1].rank:.3f}")
-    k = stage.method.top_k or max(10, len(pool) // 2)
-    return top_k(candidates, k), masks
-
-
-def _pseudo_label(stage: Stage, kept: Sequence[Scan], masks: dict[str, bytes]) -> list[Source]:
-    """Refit the mixtures of the kept scans under their pseudo-masks."""
-    sources = []
-    with Progress("refitting mixtures", len(kept)) as progress:
-        for scan in kept:
-            check_stop()
-            conformed = stage.conform(scan)
-            mask = volume.unpack(masks[scan.relative], conformed.data.shape)
-            sources.append(_source(stage, conformed, mask))
-            progress.step(scan.name)
-    return sources

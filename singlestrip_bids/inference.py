@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from . import volume
+from .metrics import dice
 from .networks import UNet
 from .runtime import Runtime
 from .synthesis import draw_remap, look_up
@@ -42,11 +44,43 @@ def predict(
     total = torch.zeros_like(image)
     for copy in range(copies):
         painted = look_up(image, tables[copy : copy + 1]) * inside if copies > 1 else image
-        mirror = (2,) if copy % 2 else ()
-        with runtime.autocast():
-            logits = network(painted.flip(mirror))
-        total += logits.float().sigmoid().flip(mirror)
+        total += _probability(network, painted, runtime, mirrored=copy % 2 == 1)
     return np.where(conformed.inside, (total[0, 0] / copies).cpu().numpy(), np.float32(0))
+
+
+@torch.inference_mode()
+def look_twice(
+    network: UNet, conformed: Conformed, runtime: Runtime
+) -> tuple[NDArray[np.float32], float]:
+    """Brain probability, the mean of the image's and its mirror image's, and their agreement.
+
+    Returns
+    -------
+    tuple
+        (X, Y, Z) in [0, 1], zero outside the field of view; and the Dice of the two masks,
+        0 where one is empty.
+    """
+    network.eval()
+    image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
+    looks = [
+        np.where(
+            conformed.inside,
+            _probability(network, image, runtime, mirrored)[0, 0].cpu().numpy(),
+            np.float32(0),
+        )
+        for mirrored in (False, True)
+    ]
+    masks = [mask_from(probability) for probability in looks]
+    agreement = dice(*masks) if all(mask.any() for mask in masks) else 0.0
+    return np.float32(0.5) * (looks[0] + looks[1]), agreement
+
+
+def _probability(network: UNet, image: Tensor, runtime: Runtime, mirrored: bool) -> Tensor:
+    """Brain probability of an image (1, 1, X, Y, Z), seen as it is or in the mirror."""
+    axes = (2,) if mirrored else ()
+    with runtime.autocast():
+        logits = network(image.flip(axes))
+    return logits.float().sigmoid().flip(axes)
 
 
 def conform_image(image: Image, voxel_size: float, size: int, multiple: int) -> Conformed:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from . import checkpoints
+from .calibration import Calibration
 from .config import NetworkConfig, QualityConfig
 from .derivatives import read_json, write_json
 from .errors import BadData, NoInput
@@ -30,6 +31,7 @@ class Model:
     network: UNet
     autoencoder: nn.Module
     quality: QualityConfig
+    calibration: Calibration
     voxel_size: float
     brain_ml: float
     size: int
@@ -98,15 +100,17 @@ def load(folder: Path, runtime: Runtime) -> Model:
         autoencoder = Autoencoder(quality.latent, quality.slice_size)
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
+        calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
         voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
         size = int(method["size"])
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
         folder,
         network.to(runtime.device).eval(),
         autoencoder.to(runtime.device).eval(),
         quality,
+        calibration,
         voxel_size,
         brain_ml,
         size,

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import derivatives, inference, model, quality, volume
+from . import derivatives, inference, model, volume
+from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
 from .inputs import Scan, find_scans
@@ -34,8 +35,8 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             check_stop()
             note = scan.name
             try:
-                score = process(scan, trained, config.output_dir, runtime)
-                note += f" quality {score:.3f}"
+                expected = process(scan, trained, config.output_dir, runtime)
+                note += f" expected Dice {expected:.3f}"
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = log_failure(scan.path, error)
             progress.step(note)
@@ -47,7 +48,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
 
 
 def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> float:
-    """Mask one scan, write mask and sidecar, and return its quality score.
+    """Mask one scan, write mask and sidecar, and return its expected Dice.
 
     Raises
     ------
@@ -61,32 +62,42 @@ def process(scan: Scan, trained: Model, output_dir: Path, runtime: Runtime) -> f
     volume.refuse_stripped(image, trained.brain_ml)
     multiple = trained.network.config.multiple
     conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
-    probability = inference.predict(trained.network, conformed, runtime)
-    mask = volume.clean(volume.restore(probability, conformed.affine, image) > 0.5)
+    seen = look(trained.network, trained.autoencoder, conformed, trained.quality, runtime)
+    mask = volume.clean(volume.restore(seen.probability, conformed.affine, image) > 0.5)
     if not mask.any():
         raise ScanFailed(
             f"{scan.path}: the network found no brain; look at the scan, or label one like it."
         )
-    score = quality.score(
-        trained.autoencoder, inference.mask_from(probability), trained.quality, runtime
-    )
     path = derivatives.mask_path(output_dir, scan)
     derivatives.write_mask(path, mask, image.nifti)
     millilitres = volume.millilitres(mask, image.affine)
-    fields = _fields(trained, score, millilitres, image.volumes)
+    fields = _fields(trained, seen.evidence, millilitres, image.volumes)
     fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
     derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))
-    return score
+    return float(fields["ExpectedDice"])
 
 
-def _fields(trained: Model, score: float, millilitres: float, volumes: int) -> dict[str, Any]:
+def _fields(
+    trained: Model, evidence: Evidence, millilitres: float, volumes: int
+) -> dict[str, Any]:
+    expected, *interval = trained.calibration.expect(evidence)
     fields: dict[str, Any] = {
         "Description": "Brain mask by a network trained from one labelled scan (SingleStrip).",
         "Manual": False,
-        "QualityScore": round(score, 4),
+        "ExpectedDice": round(expected, 4),
+        "ExpectedDiceInterval": [round(end, 4) for end in interval],
+        "ExpectedDiceDescription": (
+            f"Dice overlap with a reader's mask that the evidence lets expect, and its "
+            f"{COVERAGE:.0%} interval, both learnt on corrupted copies of the labelled scan."
+        ),
+        "QualityScore": round(evidence.score, 4),
         "QualityScoreDescription": (
             "Dice overlap of the mask with its reconstruction by an autoencoder that knows the "
             "label's shape alone; 1 is best. A rank, not an estimate of accuracy."
+        ),
+        "MirrorAgreement": round(evidence.mirror, 4),
+        "MirrorAgreementDescription": (
+            "Dice overlap of the masks of the image and of its mirror image."
         ),
         "BrainVolumeMl": round(millilitres, 1),
         "WorkingVoxelSizeMm": trained.voxel_size,

@@ -65,8 +65,11 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_group_leaves_networks_card_curves_and_scores(heads, trained):
     folder = trained / MODEL
     card = json.loads((folder / "model.json").read_text())
-    assert card["self_trained"]
-    assert card["network"] == "round-1.safetensors"
+    guard = card["guard"]
+    assert set(guard["standings"]) == {"sl1", "round-1"}
+    assert card["network"] == f"{guard['kept']}.safetensors"
+    assert card["self_trained"] == (guard["kept"] == "round-1")
+    assert f"round-1 ({sum(guard['standings']['round-1'].values()) / 2:.3f})" in guard["reason"]
     assert card["label"][0]["scan"] == "sub-01/anat/sub-01_T1w.nii.gz"
     assert card["method"]["seed"] == 0
     assert set(card["versions"]) >= {"torch", "singlestrip-bids", "numpy"}
@@ -107,6 +110,10 @@ def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):
         assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
         card = json.loads(Path(str(masks[0]).replace(".nii.gz", ".json")).read_text())
         assert 0 <= card["QualityScore"] <= 1
+        assert 0 <= card["MirrorAgreement"] <= 1
+        low, high = card["ExpectedDiceInterval"]
+        assert 0 <= low < high <= 1
+        assert 0 <= card["ExpectedDice"] <= 1
         volume = np.asarray(mask.dataobj).sum() * abs(np.linalg.det(mask.affine[:3, :3])) / 1000
         assert card["BrainVolumeMl"] == pytest.approx(volume, abs=0.1)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from singlestrip_bids.config import NetworkConfig
-from singlestrip_bids.inference import conform_image, mask_from, predict
+from singlestrip_bids.inference import conform_image, look_twice, mask_from, predict
+from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import UNet
 from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.synthesis import draw_remap, look_up
@@ -109,3 +110,20 @@ def test_mask_is_the_largest_part_above_one_half_without_holes():
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, expected)
     assert not mask_from(np.full((4, 4, 4), 0.5, np.float32)).any()
+
+
+class TestLookTwice:
+    def test_mean_of_image_and_mirror_image(self, network):
+        conformed = scan()
+        data, inside = conformed.data[::-1].copy(), conformed.inside[::-1].copy()
+        mirrored = Conformed(data, np.eye(4), inside)
+        probability, agreement = look_twice(network, conformed, CPU)
+        plain = predict(network, conformed, CPU)
+        other = predict(network, mirrored, CPU)[::-1]
+        np.testing.assert_allclose(probability, (plain + other) / 2, atol=1e-6)
+        assert agreement == dice(mask_from(plain), mask_from(other))
+        assert 0 < agreement < 1
+
+    def test_no_agreement_without_a_mask(self, network):
+        torch.nn.init.constant_(network.head.bias, -100)
+        assert look_twice(network, scan(), CPU)[1] == 0

@@ -22,6 +22,7 @@ from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
+CALIBRATION = {"score": 0.4, "mirror": 0.8, "constant": 1.0, "better": -0.5, "worse": 0.6}
 METHOD = sloppy(PRESETS["quick"])
 NETWORK = "network.safetensors"
 
@@ -38,7 +39,12 @@ def folder(tmp_path, networks):
     made = tmp_path / "model"
     for name, network in zip((NETWORK, AUTOENCODER), networks, strict=True):
         checkpoints.save(made / name, network.state_dict(), {})
-    card = {"network": NETWORK, "voxel_size_mm": 2.5, "brain_ml": 1500.0}
+    card = {
+        "network": NETWORK,
+        "voxel_size_mm": 2.5,
+        "brain_ml": 1500.0,
+        "calibration": CALIBRATION,
+    }
     write_card(made, {**card, "method": METHOD.to_dict()})
     return made
 
@@ -116,6 +122,9 @@ class TestDamage:
             {"sha256": {}},
             {"voxel_size_mm": None},
             {"voxel_size_mm": "wide"},
+            {"calibration": None},
+            {"calibration": {**CALIBRATION, "score": "good"}},
+            {"calibration": {"score": 1.0}},
         ],
         ids=str,
     )

@@ -9,13 +9,15 @@ from benchmarks.score import main, score, table
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
-def _write(root, name, mask, affine=AFFINE, quality=None):
+def _write(root, name, mask, affine=AFFINE, expected=None):
     path = root / name.split("_")[0] / "anat" / f"{name}_desc-brain_mask.nii.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.Nifti1Image(np.asarray(mask, np.uint8), affine).to_filename(path)
-    if quality is not None:
+    if expected is not None:
         sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-        sidecar.write_text(json.dumps({"QualityScore": quality}))
+        sidecar.write_text(
+            json.dumps({"ExpectedDice": expected, "ExpectedDiceInterval": [0.4, 0.9]})
+        )
     return path
 
 
@@ -35,19 +37,21 @@ def test_scores_means_and_contrasts(trees, mask, tmp_path, capsys):
     found, truth = trees
     for name in ("sub-01", "sub-02_space-T2w", "sub-03_ses-a_acq-x_space-T2w"):
         _write(truth, name, mask)
-        _write(found, name, mask, quality=0.5 if name == "sub-01" else None)
+        _write(found, name, mask, expected=0.5 if name == "sub-01" else None)
     _write(found, "sub-03_ses-a_acq-x_space-T2w", np.roll(mask, 1, 0))
     _write(found, "sub-09", mask)
     rows = score(found, truth)
     assert [row.contrast for row in rows] == ["T1w", "T2w", "T2w"]
     assert [row.dice for row in rows] == [1.0, 1.0, 0.75]
     assert [row.hd95_mm for row in rows] == [0.0, 0.0, 2.0]
-    assert [row.quality for row in rows] == [0.5, None, None]
+    assert [row.expected for row in rows] == [0.5, None, None]
+    assert (rows[0].low, rows[0].high) == (0.4, 0.9)
     text = table(rows).splitlines()
-    assert text[-3:] == [
-        "mean T1w (n = 1)              1.0000     0.00   0.5000        -",
-        "mean T2w (n = 2)              0.8750     1.00        -        -",
-        "mean overall (n = 3)          0.9167     0.67   0.5000        -",
+    assert text[-4:] == [
+        "mean T1w (n = 1)              1.0000     0.00    0.5000        -",
+        "mean T2w (n = 2)              0.8750     1.00         -        -",
+        "mean overall (n = 3)          0.9167     0.67    0.5000        -",
+        "Dice within its expected interval: 0 of 1",
     ]
     out = tmp_path / "rows.json"
     assert main([str(found), str(truth), "--json", str(out)]) == 0

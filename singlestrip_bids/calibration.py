@@ -1,0 +1,148 @@
+"""Which Dice can be expected of a mask? Learnt on corrupted copies of the labelled scan.
+
+There the truth is known. Two things can be seen of every mask without one: how well the
+autoencoder reconstructs it, and how well it agrees with the mask of the mirrored image. A line
+through both (in the logarithm of what is missing to 1) gives the expected Dice; the spread of the
+copies around it gives the interval, in the manner of conformal prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import nn
+
+from . import quality
+from .config import QualityConfig
+from .inference import look_twice, mask_from
+from .networks import UNet
+from .runtime import Runtime
+from .volume import Conformed
+
+COVERAGE = 0.9  # of the interval
+FLOOR = 0.005  # what is missing to 1 is not followed below this
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What can be seen of a mask without the truth; both between 0 and 1.
+
+    Attributes
+    ----------
+    score : float
+        Reconstruction Dice of the autoencoder.
+    mirror : float
+        Dice of the masks of the image and of its mirror image.
+    """
+
+    score: float
+    mirror: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From evidence to an expected Dice.
+
+    Attributes
+    ----------
+    score, mirror, constant : float
+        Line through ``log(1 - evidence)`` to ``log(1 - Dice)``; the slopes are not negative.
+    better, worse : float
+        Quantiles of what is left, below and above the line: the ends of the interval.
+    """
+
+    score: float
+    mirror: float
+    constant: float
+    better: float
+    worse: float
+
+    def expect(self, evidence: Evidence) -> tuple[float, float, float]:
+        """Return the expected Dice and the ends of its interval, lower end first."""
+        line = float(_terms([evidence])[0] @ (self.score, self.mirror, self.constant))
+        missing = [math.exp(line + shift) - FLOOR for shift in (0.0, self.worse, self.better)]
+        middle, low, high = (float(np.clip(1 - value, 0, 1)) for value in missing)
+        return middle, low, high
+
+
+def _terms(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
+    """Rows of ``log(1 - score), log(1 - mirror), 1``."""
+    seen = np.array([astuple(one) for one in evidence], dtype=float)
+    return np.column_stack([_missing(seen), np.ones(len(seen))])
+
+
+def _missing(value: Any) -> NDArray[np.float64]:
+    return np.asarray(np.log(np.clip(1 - np.asarray(value, dtype=float), 0, 1) + FLOOR))
+
+
+def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibration:
+    """Fit the line and its interval to masks whose Dice is known.
+
+    Parameters
+    ----------
+    evidence : sequence of Evidence
+        Of N masks, at least four.
+    truth : sequence of float
+        Their Dice.
+
+    Notes
+    -----
+    Each residual is that of a line through the others, so that the interval is not too narrow
+    (jackknife; Barber et al. 2021). Quantiles are those of split conformal prediction.
+    """
+    terms, target = _terms(evidence), _missing(truth)
+    count = len(target)
+    residuals = np.empty(count)
+    for i in range(count):
+        others = np.arange(count) != i
+        residuals[i] = target[i] - terms[i] @ _slopes(terms[others], target[others])
+    residuals.sort()
+    tail = max(math.floor((count + 1) * (1 - COVERAGE) / 2), 1)
+    better, worse = residuals[tail - 1], residuals[count - tail]
+    score, mirror, constant = _slopes(terms, target)
+    return Calibration(*map(float, (score, mirror, constant, better, worse)))
+
+
+def _slopes(terms: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares; slopes at least 0, the constant free (the difference of two)."""
+    solution, _ = nnls(np.column_stack([terms, -terms[:, -1]]), target)
+    return np.append(solution[:-2], solution[-2] - solution[-1])
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a network makes of a scan, on the model's grid.
+
+    Attributes
+    ----------
+    probability : ndarray
+        (X, Y, Z) in [0, 1].
+    mask : ndarray of bool
+        The same, cut at one half and cleaned.
+    evidence : Evidence
+        What can be seen of the mask.
+    """
+
+    probability: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    evidence: Evidence
+
+
+def look(
+    network: UNet,
+    autoencoder: nn.Module,
+    conformed: Conformed,
+    config: QualityConfig,
+    runtime: Runtime,
+) -> Look:
+    """Mask a scan and gather the evidence."""
+    probability, mirror = look_twice(network, conformed, runtime)
+    mask = mask_from(probability)
+    score = quality.score(autoencoder, mask, config, runtime)
+    return Look(probability, mask, Evidence(score, mirror))

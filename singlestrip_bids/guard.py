@@ -1,0 +1,199 @@
+"""Does the fine-tuned network replace SL-1? Decided without any further label.
+
+Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
+sample of the unlabelled scans, where the Dice to be expected of each mask is read from its
+calibration. Bad pseudo-masks teach a network to do worse on either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from . import volume
+from .calibration import Calibration, line_through, look
+from .config import SynthesisConfig
+from .inputs import Scan
+from .metrics import dice
+from .networks import UNet
+from .runtime import Progress, check_stop, mix_seed
+from .stage import Stage
+from .synthesis import Source, training_batch
+from .volume import Conformed
+
+LOG = logging.getLogger("singlestrip_bids")
+
+HARDEST = {
+    "rotation_deg": 45.0,
+    "scaling": 0.35,
+    "warp": 0.05,
+    "blur": 0.06,
+    "noise": 0.3,
+    "bias": 0.8,
+    "gamma": 0.8,
+    "crop": 0.45,
+    "slice_thickness": 0.08,
+}  # ranges of the worst copies; those of the mildest are fine-tuning's
+SAMPLE = 24  # unlabelled scans looked at
+PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
+TOLERANCE = 0.01  # by which the later network may seem worse
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one network does without further labels.
+
+    Attributes
+    ----------
+    copies : float
+        Mean Dice on the corrupted copies of the labelled scans.
+    pool : float or None
+        Mean expected Dice of the sample of unlabelled scans; a mask of implausible volume counts
+        as 0. None without any.
+    """
+
+    copies: float
+    pool: float | None
+
+    @property
+    def worth(self) -> float:
+        """Mean of both."""
+        return self.copies if self.pool is None else (self.copies + self.pool) / 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The network that is used, its calibration, and why."""
+
+    name: str
+    calibration: Calibration
+    standings: Mapping[str, Standing]
+
+    @property
+    def reason(self) -> str:
+        """One sentence for people."""
+        if len(self.standings) == 1:
+            return "There is no other network."
+        (first, before), (last, after) = self.standings.items()
+        relation = "not worse than" if self.name == last else "worse than"
+        return f"{last} ({after.worth:.3f}) is {relation} {first} ({before.worth:.3f})."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the card."""
+        standings = {name: asdict(standing) for name, standing in self.standings.items()}
+        return {"kept": self.name, "reason": self.reason, "standings": standings}
+
+
+def choose(
+    stage: Stage,
+    pool: Sequence[Scan],
+    sources: Sequence[Source],
+    networks: Mapping[str, UNet],
+    autoencoder: nn.Module,
+) -> Verdict:
+    """Choose between the first and the last network.
+
+    Parameters
+    ----------
+    pool : sequence of Scan
+        Unlabelled scans that can be read.
+    networks : mapping of str to UNet
+        One, or the first and the last, in this order.
+    """
+    sample = _sample(pool) if len(networks) > 1 else []
+    calibrations, standings = {}, dict[str, Standing]()
+    for name, network in networks.items():
+        calibration, copies = calibrate(stage, sources, network, autoencoder, name)
+        expected = _expected(stage, sample, network, autoencoder, calibration, name)
+        calibrations[name] = calibration
+        standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
+    first, last = next(iter(standings)), next(reversed(standings))
+    kept = last if standings[last].worth >= standings[first].worth - TOLERANCE else first
+    verdict = Verdict(kept, calibrations[kept], standings)
+    level = logging.INFO if kept == last else logging.WARNING
+    LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
+    return verdict
+
+
+def _sample(pool: Sequence[Scan]) -> list[Scan]:
+    """Pick scans from all over the pool."""
+    places = np.unique(np.linspace(0, len(pool) - 1, SAMPLE, dtype=int))
+    return [pool[place] for place in places]
+
+
+def _expected(
+    stage: Stage,
+    sample: Sequence[Scan],
+    network: UNet,
+    autoencoder: nn.Module,
+    calibration: Calibration,
+    name: str,
+) -> list[float]:
+    """Return the Dice to be expected of each scan of the sample."""
+    expected = []
+    with Progress(f"guard: {name}", len(sample)) as progress:
+        for scan in sample:
+            check_stop()
+            conformed = stage.conform(scan)
+            seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
+            share = volume.millilitres(seen.mask, conformed.affine) / stage.brain_ml
+            plausible = PLAUSIBLE[0] < share < PLAUSIBLE[1]
+            expected.append(calibration.expect(seen.evidence)[0] if plausible else 0.0)
+            progress.step(f"{scan.name} {expected[-1]:.3f}")
+    return expected
+
+
+def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
+    """Ranges of the copies of a share (0 to 1) of the way from the mildest to the hardest."""
+    way = {
+        name: getattr(mildest, name) + share * (hardest - getattr(mildest, name))
+        for name, hardest in HARDEST.items()
+    }
+    return replace(mildest, **way)
+
+
+def calibrate(
+    stage: Stage, sources: Sequence[Source], network: UNet, autoencoder: nn.Module, name: str
+) -> tuple[Calibration, float]:
+    """Mask corrupted copies of the labelled scans, from mild to hard, and fit the line.
+
+    Returns
+    -------
+    tuple
+        The calibration, and the mean Dice of the copies.
+    """
+    evidence, truth, trials = [], [], stage.method.trials
+    with Progress(f"calibrating {name}", trials) as progress:
+        for number in range(trials):
+            check_stop()
+            conformed, target = _copy(stage, sources[number % len(sources)], number)
+            seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
+            evidence.append(seen.evidence)
+            truth.append(dice(seen.mask, target))
+            progress.step(f"Dice {truth[-1]:.3f}")
+    return line_through(evidence, truth), float(np.mean(truth))
+
+
+def _copy(stage: Stage, origin: Source, number: int) -> tuple[Conformed, NDArray[np.bool_]]:
+    """One corrupted copy of a labelled scan, and its mask."""
+    ranges = severity(stage.method.finetuning_synthesis, number / (stage.method.trials - 1))
+    generator = stage.runtime.generator(mix_seed(stage.method.seed, 2), number)
+    image, target = training_batch(generator, [origin], stage.method.size, ranges)
+    data = image[0, 0].cpu().numpy()
+    conformed = Conformed(data, np.eye(4), _hull(data != 0))
+    return conformed, target[0, 0].cpu().numpy() > 0.5
+
+
+def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Smallest box around a mask: the field of view."""
+    box = np.zeros_like(mask)
+    corners = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if all(len(corner) for corner in corners):
+        box[tuple(slice(corner[0], corner[-1] + 1) for corner in corners)] = True
+    return box

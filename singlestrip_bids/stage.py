@@ -1,0 +1,91 @@
+"""Where and how the stages of one model are trained: the folder, the grid, the settings."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from . import checkpoints, derivatives, labels, model, volume
+from .config import MethodConfig, TrainingConfig
+from .errors import BadData
+from .inference import conform_image
+from .inputs import Scan
+from .runtime import Runtime, mix_seed
+from .synthesis import Source, source
+from .training import Loss, fit, learning_rate
+from .volume import Conformed
+
+LOG = logging.getLogger("singlestrip_bids")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where and how the stages of one model are trained."""
+
+    folder: Path
+    work: Path
+    method: MethodConfig
+    voxel_size: float
+    brain_ml: float
+    runtime: Runtime
+
+    def conform(self, scan: Scan) -> Conformed:
+        """Read a scan and bring it to the model's grid."""
+        image = volume.load(scan.path)
+        volume.refuse_stripped(image, self.brain_ml)
+        multiple = self.method.network.multiple
+        return conform_image(image, self.voxel_size, self.method.size, multiple)
+
+    def source(self, conformed: Conformed, mask: NDArray) -> Source:
+        """Fit the mixtures under a mask and move the volume to the device."""
+        classes = labels.class_map(conformed.data, mask > 0.5, conformed.inside, self.method.seed)
+        arrays = (classes, conformed.data, np.asarray(mask, dtype=np.float32))
+        return source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
+
+    def train(
+        self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
+    ) -> str:
+        """Train a network in place, or read it if it is finished; return its fingerprint."""
+        path = self.folder / f"{name}.safetensors"
+        key = model.fingerprint(name, asdict(settings), self.method.seed, key)
+        if self._finished(path, network, key):
+            LOG.info("%s: finished before, taken from %s.", name, path)
+            return key
+        model.retract(self.folder)
+        network.to(self.runtime.device)
+        checkpoint = self.work / f"{name}.checkpoint"
+        seed = mix_seed(self.method.seed, int(key[:12], 16))
+        history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        rows = [
+            {
+                "step": step + 1,
+                "loss": value,
+                "learning_rate": f"{learning_rate(step, settings):.3g}",
+            }
+            for step, value in enumerate(history)
+        ]
+        derivatives.write_tsv(self.folder / f"{name}_training.tsv", rows)
+        checkpoints.save(path, network.state_dict(), {"fingerprint": key})
+        checkpoint.unlink(missing_ok=True)
+        return key
+
+    def _finished(self, path: Path, network: nn.Module, key: str) -> bool:
+        """Read a network that was trained before under the same fingerprint."""
+        if not path.is_file():
+            return False
+        try:
+            tensors, card = checkpoints.load(path)
+            if card.get("fingerprint") != key:
+                return False
+            checkpoints.restore(path, network, tensors)
+        except BadData as error:
+            LOG.warning("%s It is trained again now.", error)
+            return False
+        network.to(self.runtime.device)
+        return True

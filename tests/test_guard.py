@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.phantoms import write_dataset
+from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
+from singlestrip_bids.guard import HARDEST, choose, severity
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.networks import Autoencoder
+from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.stage import Stage
+from singlestrip_bids.volume import Conformed
+
+METHOD = sloppy(PRESETS["quick"])
+CPU = Runtime(torch.device("cpu"), bfloat16=False)
+
+
+class Bright(nn.Module):
+    """Takes what is brighter than a level for brain."""
+
+    def __init__(self, level: float):
+        super().__init__()
+        self.level = level
+
+    def forward(self, image: Tensor) -> Tensor:
+        smooth = nn.functional.avg_pool3d(image, 3, stride=1, padding=1)
+        return 20 * (smooth - self.level)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    method = replace(METHOD, trials=12, finetuning_synthesis=replace(MILD, gamma=0.1))
+    return Stage(tmp_path_factory.mktemp("m"), tmp_path_factory.mktemp("w"), method, 8, 1500, CPU)
+
+
+MILD = SynthesisConfig(real_fraction=1.0, mild=1.0, dark_air_probability=1.0, bias=0.1)
+
+
+@pytest.fixture(scope="module")
+def sources(stage):
+    """A bright brain in a dark head."""
+    place = np.indices((32, 32, 32)) - 15.5
+    radius = np.sqrt((place**2).sum(0))
+    rng = np.random.default_rng(0)
+    image = np.where(radius < 8, 0.9, np.where(radius < 12, 0.2, 0.02))
+    image = (image + rng.normal(0, 0.02, image.shape)).clip(0, 1).astype(np.float32)
+    conformed = Conformed(image, np.eye(4), np.ones_like(image, dtype=bool))
+    return [stage.source(conformed, (radius < 8).astype(np.float32))]
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    root = write_dataset(tmp_path_factory.mktemp("heads") / "bids", subjects=3, spacing_scale=4)
+    return find_scans(root, ("T1w", "T2w"), ())
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    torch.manual_seed(0)
+    return Autoencoder(METHOD.quality.latent, METHOD.quality.slice_size).eval()
+
+
+def test_a_ruined_network_does_not_replace_the_first(stage, sources, pool, autoencoder, caplog):
+    networks = {"sl1": Bright(0.5), "round-1": Bright(0.05)}
+    verdict = choose(stage, pool, sources, networks, autoencoder)
+    assert verdict.name == "sl1"
+    assert verdict.standings["sl1"].copies > verdict.standings["round-1"].copies + 0.1
+    assert "round-1" in verdict.reason
+    assert "is worse than sl1" in verdict.reason
+    assert "Guard: sl1 is kept" in caplog.text
+
+
+def test_an_equal_network_replaces_the_first(stage, sources, pool, autoencoder):
+    networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
+    verdict = choose(stage, pool, sources, networks, autoencoder)
+    assert verdict.name == "round-1"
+    assert verdict.standings["sl1"] == verdict.standings["round-1"]
+    assert verdict.to_dict()["kept"] == "round-1"
+
+
+def test_alone_it_is_not_compared(stage, sources, autoencoder):
+    verdict = choose(stage, [], sources, {"sl1": Bright(0.5)}, autoencoder)
+    assert verdict.name == "sl1"
+    assert verdict.standings["sl1"].pool is None
+    assert verdict.standings["sl1"].worth == verdict.standings["sl1"].copies
+    assert verdict.reason == "There is no other network."
+
+
+def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, autoencoder):
+    small = replace(stage, brain_ml=1.0)
+    networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
+    verdict = choose(small, pool, sources, networks, autoencoder)
+    assert verdict.standings["sl1"].pool == 0
+
+
+def test_copies_get_harder():
+    assert severity(MILD, 0) == MILD
+    worst = severity(MILD, 1)
+    assert {name: getattr(worst, name) for name in HARDEST} == pytest.approx(HARDEST)
+    half = severity(MILD, 0.5)
+    assert MILD.noise < half.noise < worst.noise
