@@ -235,10 +235,13 @@ def _program(name: str) -> str | None:
 
 
 def _save(image: volume.Image, path: str) -> None:
-    """Write a volume uncompressed, with the geometry of its header."""
+    """Write a volume uncompressed, with the geometry of its header; its minimum becomes 0.
+
+    niimath sets what is not brain to the minimum, so that its mask is what is above 0.
+    """
     header = image.nifti.header.copy()
     header.set_data_dtype(np.float32)
-    nib.save(nib.Nifti1Image(image.data, image.affine, header), path)
+    nib.save(nib.Nifti1Image(image.data - image.data.min(), image.affine, header), path)
 
 
 def _describe(tool: Tool, label: Label | None, folder: Path) -> None:
@@ -279,8 +282,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Mean Dice / mean HD95, mm, of {scans} scans with a reference; label: "
-        f"{results['label'] or 'none'}. Seconds are those on the clock, and those of one core that "
-        "the program used; its start is included. "
+        f"{results['label'] or 'none'}. Seconds: on the clock, and of one core in use; the start "
+        "of the program is included. "
         f"{results['date']}, commit {results['commit']}, {results['hardware']}."
         + (f" {results['note']}" if results.get("note") else ""),
     ]
