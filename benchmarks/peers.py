@@ -170,8 +170,8 @@ def mask_and_score(
             _mask(tool, scan, label, path)
             print(f"{name}: {scan.name} masked", flush=True)
         except (SingleStripError, RuntimeError, OSError) as error:
-            failed[stem] = str(error)
-            print(f"{name}: {scan.name} failed: {error}", flush=True)
+            failed[stem] = str(error).replace(f"{scan.bids_dir}/", "")
+            print(f"{name}: {scan.name} failed: {failed[stem]}", flush=True)
     rows = [score.jsonable(row) for row in score.score(folder, references) if row.scan in stems]
     for row in rows:
         sidecar = derivatives.sidecar_path(masks[stems.index(row["scan"])])
@@ -220,7 +220,7 @@ def _call(command: Sequence[str], folder: Path) -> dict[str, float]:
     if code or not (folder / "mask.nii.gz").is_file():
         said = log.read_text(errors="replace").split("\n")
         last = next((line.strip()[-300:] for line in reversed(said) if line.strip()), "")
-        raise RuntimeError(f"exit code {code}, no mask: {last}")
+        raise RuntimeError(f"{f'exit code {code}' if code else 'no mask written'}: {last}")
     wall, after = time.monotonic() - began, os.times()
     busy = after.children_user + after.children_system
     busy -= before.children_user + before.children_system

@@ -79,7 +79,7 @@ def test_masks_are_named_as_the_app_names_them_and_scored(parts, dataset, tmp_pa
     row = results["rows"][0]
     assert row["dice"] == pytest.approx(dice(data > 0.3 * data.max(), known))
     assert row["hd95_mm"] > 0 and row["error"] is None
-    assert row["seconds"] >= 0.1 and row["processor_seconds"] > 0
+    assert row["seconds"] > 0 and row["processor_seconds"] > 0
     assert results["tools"]["bright"]["version"] == f"nibabel {metadata.version('nibabel')}"
     assert {"date", "commit", "hardware", "versions"} <= results.keys()
     again = score.score(tmp_path / "out/bright", truth(dataset))
@@ -123,16 +123,16 @@ def test_a_scan_on_which_a_tool_fails_counts_as_zero(parts, dataset, tmp_path):
     results = peers.run({"T1w alone": tool}, *parts)
     good, bad = results["rows"]
     assert good["dice"] > 0 and good["error"] is None
-    assert bad["dice"] == 0 and bad["error"] == "exit code 1, no mask: this is no T1w"
+    assert bad["dice"] == 0 and bad["error"] == "exit code 1: this is no T1w"
     text = peers.table(results)
     half = good["dice"] / 2
     assert f"| 0.000 / - | {good['dice']:.3f} / {good['hd95_mm']:.1f} | {half:.3f} /" in text
-    assert "- T1w alone, sub-03_space-T2w: exit code 1, no mask: this is no T1w" in text
+    assert "- T1w alone, sub-03_space-T2w: exit code 1: this is no T1w" in text
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [(HEAD, "exit code 0, no mask"), (CROPPED, "another grid"), (SLOW, "no mask after 3 s")],
+    [(HEAD, "no mask written"), (CROPPED, "another grid"), (SLOW, "no mask after 3 s")],
 )
 def test_reasons_of_failures(parts, tmp_path, monkeypatch, text, reason):
     monkeypatch.setattr(peers, "LIMIT_S", 3 if text == SLOW else 60)
@@ -140,7 +140,7 @@ def test_reasons_of_failures(parts, tmp_path, monkeypatch, text, reason):
     results = peers.run({"bad": program(tmp_path, text)}, scans[:2], *others)
     (row,) = results["rows"]
     assert row["dice"] == 0 and reason in row["error"]
-    assert str(tmp_path) not in row["error"] and "/tmp" not in row["error"]
+    assert str(parts[0][0].bids_dir) not in row["error"] and "scan.nii" not in row["error"]
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
