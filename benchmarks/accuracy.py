@@ -4,29 +4,27 @@ Usage: ``python -m benchmarks.accuracy CONFIG DATASET WORK --out RESULTS``. It w
 and RESULTS.md after every arm, and goes on where it was stopped: finished arms are not repeated,
 and arms of one label share its first network. The config is JSON: ``title``; ``labels`` (subjects,
 one fold each), ``pool`` (unlabelled subjects trained on), ``inductive`` (subjects only masked);
-``options`` of the app for all arms; ``arms``, their names and own options. The truth lies in the
-folder named ``<DATASET>-truth``.
+``options`` of the app for all arms; ``arms``, their names and own options; ``peers``, if wanted,
+tools of `benchmarks.peers` to be put beside the arms. The truth lies in the folder named
+``<DATASET>-truth``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import score
+from benchmarks import peers, record, score
 from singlestrip_bids import cli, derivatives
-from singlestrip_bids.runtime import describe
+from singlestrip_bids.errors import SingleStripError
+from singlestrip_bids.inputs import find_label, find_scans
 
 SHARED = ("autoencoder.safetensors", "sl1.safetensors")  # taken over if the fingerprints agree
 
@@ -58,7 +56,7 @@ def run(config: dict[str, Any], dataset: Path, work: Path, out: Path) -> dict[st
     results = _begun(config, out)
     for label in config["labels"]:
         for arm, options in config["arms"].items():
-            if any(row["label"] == label and row["arm"] == arm for row in results["rows"]):
+            if _done(results, label, arm):
                 continue
             print(f"== {label}: {arm}", flush=True)
             folder = work / label / "".join(c if c.isalnum() else "-" for c in arm)
@@ -66,8 +64,10 @@ def run(config: dict[str, Any], dataset: Path, work: Path, out: Path) -> dict[st
             began = time.monotonic()
             _train_and_mask(config, options, dataset, label, folder)
             minutes = (time.monotonic() - began) / 60
-            results["rows"] += _score(config, dataset, folder, label, arm, minutes)
-            _write(results, out)
+            rows = [score.jsonable(row) for row in score.score(folder, _truth(dataset))]
+            results["rows"] += _with_roles(config, rows, label, arm, minutes)
+            record.write(results, table(results), out)
+    _add_peers(results, dataset, work, out)
     return results
 
 
@@ -79,19 +79,18 @@ def _begun(config: dict[str, Any], out: Path) -> dict[str, Any]:
         if results["config"] != config:
             raise RuntimeError(f"{path}: made from another config; remove it or choose another")
         return results
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    versions = describe()
-    machine = versions["gpu"] or f"{platform.machine()}, {versions['threads']} threads, no GPU"
-    return {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "hardware": machine,
-        "versions": versions,
-        "config": config,
-        "rows": [],
-    }
+    tools = config.get("peers", [])
+    if unknown := sorted(set(tools) - set(peers.TOOLS)):
+        raise ValueError(f"no peers named {unknown}; there are {sorted(peers.TOOLS)}")
+    return {**record.facts(), "config": config, "rows": [], "peers": {}}
+
+
+def _done(results: dict[str, Any], label: str | None, arm: str) -> bool:
+    return any(row["label"] == label and row["arm"] == arm for row in results["rows"])
+
+
+def _truth(dataset: Path) -> Path:
+    return dataset.parent / f"{dataset.name}-truth"
 
 
 def _share(fold: Path, folder: Path) -> None:
@@ -119,26 +118,41 @@ def _train_and_mask(
         raise RuntimeError(f"{folder}: the app ended with {code}")
 
 
-def _score(
-    config: dict[str, Any], dataset: Path, folder: Path, label: str, arm: str, minutes: float
+def _add_peers(results: dict[str, Any], dataset: Path, work: Path, out: Path) -> None:
+    """Mask and score with other tools: once for each label, or once where they use none."""
+    config = results["config"]
+    for name in config.get("peers", []):
+        tool = peers.TOOLS[name]
+        if missing := tool.missing():
+            print(f"== {name}: not installed: {missing}", flush=True)
+        results["peers"][name] = {"missing": missing} if missing else {"version": tool.version()}
+        for label in config["labels"] if tool.uses_label else [None]:
+            if missing or _done(results, label, name):
+                continue
+            print(f"== {label or 'any label'}: {name}", flush=True)
+            scans = find_scans(dataset, ["all"], [*config["pool"], *config["inductive"]])
+            known = find_label(dataset, label_subjects=[label])[0] if label else None
+            folder = work / (label or "no-label") / f"peer-{name}"
+            rows = peers.mask_and_score(name, tool, scans, known, _truth(dataset), folder)
+            minutes = sum(row["seconds"] or 0.0 for row in rows) / 60
+            results["rows"] += _with_roles(config, rows, label, name, minutes)
+        record.write(results, table(results), out)
+
+
+def _with_roles(
+    config: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    label: str | None,
+    arm: str,
+    minutes: float,
 ) -> list[dict[str, Any]]:
-    """Score the pool (transductive) and the other scans (inductive)."""
-    rows = []
-    for row in score.score(folder, dataset.parent / f"{dataset.name}-truth"):
-        subject = row.scan.split("_")[0].removeprefix("sub-")
-        for role in ("pool", "inductive"):
-            if subject in config[role]:
-                plain = score.jsonable(row)
-                rows.append(
-                    {"label": label, "arm": arm, "role": role, **plain, "minutes": minutes}
-                )
-    return rows
-
-
-def _write(results: dict[str, Any], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    derivatives.write_json(out.with_suffix(".json"), results)
-    out.with_suffix(".md").write_text(table(results))
+    """Say of each score whether its scan is in the pool (transductive) or not (inductive)."""
+    return [
+        {"label": label, "arm": arm, "role": role, **row, "minutes": minutes}
+        for row in rows
+        for role in ("pool", "inductive")
+        if row["scan"].split("_")[0].removeprefix("sub-") in config[role]
+    ]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -146,44 +160,36 @@ def table(results: dict[str, Any]) -> str:
     config, rows = results["config"], results["rows"]
     groups = sorted({(row["role"], row["contrast"]) for row in rows}, reverse=True)
     head = ["arm", *(f"{contrast}, {role}" for role, contrast in groups), "minutes a fold"]
-    lines = [f"# {config['title']}", "", _line(head), _line(["---"] * len(head))]
-    for arm in config["arms"]:
+    lines = [f"# {config['title']}", "", record.line(head), record.line(["---"] * len(head))]
+    for arm in (*config["arms"], *config.get("peers", [])):
         of_arm = [row for row in rows if row["arm"] == arm]
         if not of_arm:
             continue
         cells = [
-            _cell([row for row in of_arm if (row["role"], row["contrast"]) == group])
+            record.cell(row for row in of_arm if (row["role"], row["contrast"]) == group)
             for group in groups
         ]
         minutes = {row["label"]: row["minutes"] for row in of_arm}
-        lines.append(_line([arm, *cells, f"{statistics.mean(minutes.values()):.1f}"]))
-    folds = len({row["label"] for row in rows})
+        lines.append(record.line([arm, *cells, f"{statistics.mean(minutes.values()):.1f}"]))
+    folds = len({row["label"] for row in rows} - {None})
     lines += [
         "",
         f"Mean Dice ± standard deviation over {folds} folds (another label each) / mean HD95, mm.",
         f"{results['date']}, commit {results['commit']}, {results['hardware']}. "
         "Minutes of an arm are without the first networks where those were shared.",
+        *_about_peers(results.get("peers", {})),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cell(rows: Iterable[dict[str, Any]]) -> str:
-    folds: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        folds.setdefault(row["label"], []).append(row)
-    if not folds:
-        return "-"
-    # a mask that is missing counts as a Dice of 0
-    dice = [statistics.mean(row["dice"] or 0.0 for row in fold) for fold in folds.values()]
-    distances = [float(row["hd95_mm"]) for fold in folds.values() for row in fold if row["dice"]]
-    finite = [value for value in distances if math.isfinite(value)]
-    spread = f" ± {statistics.stdev(dice):.3f}" if len(dice) > 1 else ""
-    far = f"{statistics.mean(finite):.1f}" if finite else "-"
-    return f"{statistics.mean(dice):.3f}{spread} / {far}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _about_peers(tools: dict[str, dict[str, str]]) -> list[str]:
+    """Name the versions of the other tools, and those that are not installed."""
+    named = [f"{name} ({tool['version']})" for name, tool in tools.items() if "version" in tool]
+    absent = [f"{name} ({tool['missing']})" for name, tool in tools.items() if "missing" in tool]
+    return [
+        *([f"Other tools: {', '.join(named)}; without ± they use no label."] if named else []),
+        *([f"Not installed: {', '.join(absent)}."] if absent else []),
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         results = run(json.loads(args.config.read_text()), args.dataset, args.work, args.out)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SingleStripError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
     print(table(results))
