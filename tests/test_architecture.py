@@ -37,6 +37,7 @@ ORDER = [
     "model",
     "pairing",
     "inputs",
+    "handoff",
     "participant",
     "group",
     "cli",
