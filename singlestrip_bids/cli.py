@@ -156,7 +156,8 @@ def build_parser() -> Parser:
 
     masking.add_argument(
         "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
-        help="also write: brain = the scan, zero outside the mask; probseg = brain probability",
+        help="also write: brain = anatomical scans, zero outside the mask; "
+        "probseg = brain probability of every scan",
     )  # fmt: skip
     masking.add_argument(
         "--border-mm", type=_border, metavar="MM",

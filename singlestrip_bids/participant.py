@@ -116,7 +116,7 @@ def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
 def _write_more(scan: Scan, image: Image, brain: Brain, config: RunConfig) -> None:
     """Write what was asked for beside the mask."""
     output_dir, source = config.output_dir, derivatives.provenance(scan)
-    if "brain" in config.output:
+    if "brain" in config.output and scan.datatype == "anat":  # elsewhere BIDS has no name for it
         path = derivatives.brain_path(output_dir, scan)
         derivatives.write_brain(path, volume.extract(image, brain.mask), image.nifti)
         about = "The scan, zero outside its brain mask. Intensities are not corrected."

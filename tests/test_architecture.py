@@ -12,6 +12,7 @@ import singlestrip_bids
 
 FOLDER = Path(singlestrip_bids.__file__).parent
 SOURCES = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
+SOURCES |= {f"interfaces.{p.stem}": p for p in sorted((FOLDER / "interfaces").glob("*.py"))}
 MODULES = pytest.mark.parametrize("module", SOURCES)
 
 # From the bottom to the top: a module imports only from modules before it.
@@ -41,6 +42,8 @@ ORDER = [
     "participant",
     "group",
     "cli",
+    "interfaces.__init__",
+    "interfaces.nipype",
 ]
 
 
