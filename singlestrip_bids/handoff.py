@@ -47,8 +47,8 @@ def check(config: RunConfig) -> None:
     view, output = folder.resolve(), config.output_dir.resolve()
     if view.is_relative_to(output) or output.is_relative_to(view):
         raise Usage(
-            f"{folder} (--fmriprep-masks) and the output folder {config.output_dir} lie within each "
-            "other, and fMRIPrep would find the masks of both. Choose a folder beside the output."
+            f"{folder} (--fmriprep-masks) and the output folder {config.output_dir} lie within "
+            "each other: fMRIPrep would find the masks of both. Choose a folder beside the output."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from builders import make_dataset, put_scan
 
 from singlestrip_bids import cli
 
-VALIDATOR = shutil.which("bids-validator-deno")
+VALIDATOR = shutil.which("bids-validator-deno", path=sysconfig.get_path("scripts"))
 pytestmark = pytest.mark.skipif(
     VALIDATOR is None, reason="bids-validator-deno is not installed (extra test)"
 )
