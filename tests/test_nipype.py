@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from singlestrip_bids.derivatives import read_json
+
 REASON = "needs the extra nipype"
 nipype = pytest.importorskip("nipype", reason=REASON)
 interface = pytest.importorskip("singlestrip_bids.interfaces.nipype", reason=REASON)
@@ -15,12 +17,12 @@ interface = pytest.importorskip("singlestrip_bids.interfaces.nipype", reason=REA
 MODEL = Path("code/singlestrip")
 
 
-def count(in_file: str) -> int:
+def report(in_file: str, score: float) -> tuple[int, float]:
     """Count the voxels of a mask, as a node after ours would."""
     import nibabel
     import numpy
 
-    return int(numpy.asarray(nibabel.load(in_file).dataobj).sum())
+    return int(numpy.asarray(nibabel.load(in_file).dataobj).sum()), score
 
 
 def test_a_workflow_makes_the_mask_of_the_app(heads, trained, tmp_path):
@@ -32,17 +34,20 @@ def test_a_workflow_makes_the_mask_of_the_app(heads, trained, tmp_path):
         mem_gb=interface.SingleStrip.mem_gb,
         n_procs=2,
     )
-    voxels = nipype.Node(nipype.Function(function=count, output_names=["voxels"]), name="voxels")
+    after = nipype.Node(
+        nipype.Function(function=report, output_names=["voxels", "score"]), name="after"
+    )
     workflow = nipype.Workflow("test", base_dir=tmp_path)
-    workflow.connect(brain, "out_mask", voxels, "in_file")
-    done = {node.name: node for node in workflow.run(plugin="Linear").nodes()}
+    workflow.connect([(brain, after, [("out_mask", "in_file"), ("quality_score", "score")])])
+    results = {node.name: node.result.outputs for node in workflow.run(plugin="Linear").nodes()}
 
-    outputs = done["brain"].result.outputs
+    mask = Path(results["brain"].out_mask)
     ours = trained / "sub-02/anat/sub-02_desc-brain_mask.nii.gz"
-    assert Path(outputs.out_mask).read_bytes() == ours.read_bytes()
-    assert Path(outputs.out_mask).is_relative_to(tmp_path)
-    assert 0 <= outputs.quality_score <= 1
-    assert done["voxels"].result.outputs.voxels == np.asarray(nib.load(ours).dataobj).sum()
+    assert mask.read_bytes() == ours.read_bytes()
+    assert mask.is_relative_to(tmp_path)
+    assert results["after"].voxels == np.asarray(nib.load(ours).dataobj).sum()
+    card = read_json(ours.with_name("sub-02_desc-brain_mask.json"))
+    assert results["after"].score == pytest.approx(card["QualityScore"], abs=1e-4)
 
 
 def test_what_a_scheduler_is_told(heads, trained):
