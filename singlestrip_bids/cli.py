@@ -17,6 +17,7 @@ from . import __version__
 from .config import (
     ALL_MODALITIES,
     ANATOMICAL,
+    OUTPUTS,
     PRESETS,
     PSEUDO_LABELS,
     MethodConfig,
@@ -56,6 +57,13 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _border(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= abs(value) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 100, or -100 and -0.1")
     return value
 
 
@@ -146,6 +154,26 @@ def build_parser() -> Parser:
         help="code/singlestrip folder of an earlier group run (default: that of OUTPUT_DIR)",
     )  # fmt: skip
 
+    masking.add_argument(
+        "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
+        help="also write: brain = anatomical scans, zero outside the mask; "
+        "probseg = brain probability of every scan",
+    )  # fmt: skip
+    masking.add_argument(
+        "--border-mm", type=_border, metavar="MM",
+        help="also write the mask grown by so many mm, or shrunk if negative",
+    )  # fmt: skip
+    masking.add_argument(
+        "--fmriprep-masks", type=Path, metavar="DIR",
+        help="also write masks of T1w scans to this derivative dataset, "
+        "for fmriprep --derivatives singlestrip=DIR: one for each subject with one T1w",
+    )  # fmt: skip
+    masking.add_argument(
+        "--fmriprep-sessionwise", action="store_true",
+        help="one for each session with one T1w instead, "
+        "for fmriprep --subject-anatomical-reference sessionwise",
+    )  # fmt: skip
+
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--device",
@@ -217,9 +245,10 @@ def _run(arguments: argparse.Namespace) -> int:
         machine = runtime.start(arguments.device, arguments.omp_nthreads)
         preset = arguments.preset or ("standard" if machine.device.type == "cuda" else "quick")
         config = _config(arguments, preset)
-        from . import derivatives, group, participant
+        from . import derivatives, group, handoff, participant
 
         derivatives.check_output(config.output_dir, config.bids_dir)
+        handoff.check(config)
         levels = {"group": group.run, "participant": participant.run}
         with runtime.stopping_on_sigterm():
             for level in config.levels:
@@ -258,6 +287,10 @@ def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
         derivatives=tuple(path.absolute() for path in arguments.derivatives),
         model=absolute(arguments.model),
         work_dir=absolute(arguments.work_dir),
+        output=tuple(arguments.output),
+        border_mm=arguments.border_mm,
+        fmriprep_masks=absolute(arguments.fmriprep_masks),
+        fmriprep_sessionwise=arguments.fmriprep_sessionwise,
     )
 
 

@@ -12,6 +12,9 @@ ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
 ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
 """Every suffix that can be asked for; ``all`` means these."""
 
+OUTPUTS = ("brain", "probseg")
+"""What the participant level can write beside the masks."""
+
 PSEUDO_LABELS = ("network", "registration", "consensus")
 """Ways to the first masks of the unlabelled scans."""
 
@@ -169,3 +172,7 @@ class RunConfig:
     derivatives: tuple[Path, ...] = ()
     model: Path | None = None
     work_dir: Path | None = None
+    output: tuple[str, ...] = ()
+    border_mm: float | None = None
+    fmriprep_masks: Path | None = None
+    fmriprep_sessionwise: bool = False

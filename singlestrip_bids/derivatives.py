@@ -58,18 +58,38 @@ def model_dir(output_dir: Path) -> Path:
     return output_dir / "code" / "singlestrip"
 
 
-def mask_path(output_dir: Path, scan: Scan) -> Path:
+def mask_path(output_dir: Path, scan: Scan, border_mm: float | None = None) -> Path:
     """Return where a scan's brain mask goes; different for every scan.
 
     The name keeps the scan's entities. The main contrast of a folder (T1w, bold, asl, dwi)
     gives no `space-` entity, every other one does: `sub-01_space-T2w_desc-brain_mask.nii.gz`.
+    A mask whose border was moved says so: `desc-brainPlus2mm`, `desc-brainMinus1p5mm`.
     """
+    desc = "brain"
+    if border_mm is not None:
+        millimetres = f"{abs(border_mm):g}".replace(".", "p")
+        desc += f"{'Plus' if border_mm > 0 else 'Minus'}{millimetres}mm"
+    return _derivative(output_dir, scan, f"desc-{desc}_mask", scan.mask_space)
+
+
+def probability_path(output_dir: Path, scan: Scan) -> Path:
+    """Return where the brain probability of a scan goes; named as its mask is."""
+    return _derivative(output_dir, scan, "label-brain_probseg", scan.mask_space)
+
+
+def brain_path(output_dir: Path, scan: Scan) -> Path:
+    """Return where a scan without its skull goes: `sub-01_desc-brain_T2w.nii.gz`."""
+    return _derivative(output_dir, scan, f"desc-brain_{scan.suffix}", None)
+
+
+def _derivative(output_dir: Path, scan: Scan, ending: str, space: str | None) -> Path:
+    """Name an image made from a scan, after the entities of the scan."""
     parts = scan.name.split("_")[:-1]
-    if scan.mask_space is not None:
+    if space is not None:
         later = [index for index, part in enumerate(parts) if part.startswith(_AFTER_SPACE)]
-        parts.insert(min(later, default=len(parts)), f"space-{scan.mask_space}")
+        parts.insert(min(later, default=len(parts)), f"space-{space}")
     folder = (output_dir / scan.relative).parent
-    return folder / f"{'_'.join(parts)}_desc-brain_mask.nii.gz"
+    return folder / f"{'_'.join(parts)}_{ending}.nii.gz"
 
 
 def sidecar_path(image: Path) -> Path:
@@ -167,14 +187,47 @@ def write_mask(path: Path, mask: np.ndarray, reference: nib.Nifti1Image) -> None
     reference
         The scan, 3D or 4D (X, Y, Z, T).
     """
-    if mask.shape != reference.shape[:3]:
-        raise ValueError(f"mask {mask.shape} is not on the grid {reference.shape} of {path}")
-    image = type(reference)(np.asarray(mask, bool).astype(np.uint8), None)
-    header = image.header
+    image = _on_grid(np.asarray(mask, bool).astype(np.uint8), reference)
+    image.header["cal_max"] = 1
+    _write_nifti(path, image)
+
+
+def write_probability(path: Path, probability: np.ndarray, reference: nib.Nifti1Image) -> None:
+    """Write a brain probability (X, Y, Z) in [0, 1] in steps of 1/255, geometry as of a mask.
+
+    What is above one half stays above it, and all else stays at or below it.
+    """
+    steps = np.ceil(np.asarray(probability, np.float32) * 255 - 0.5)
+    image = _on_grid(steps.astype(np.uint8), reference)
+    image.header.set_slope_inter(1 / 255, 0)
+    image.header["cal_max"] = 1
+    _write_nifti(path, image)
+
+
+def write_brain(path: Path, data: np.ndarray, reference: nib.Nifti1Image) -> None:
+    """Write a scan without its skull, 3D or 4D, with the scan's own header.
+
+    Header extensions are left out: they may name the person.
+    """
+    header = reference.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(data.dtype)
+    _write_nifti(path, type(reference)(data, None, header))
+
+
+def _on_grid(voxels: np.ndarray, reference: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Give voxels (X, Y, Z) the geometry of a scan, field by field, and nothing else of it."""
+    if voxels.shape != reference.shape[:3]:
+        raise ValueError(f"{voxels.shape} voxels are not on the grid {reference.shape}")
+    image = type(reference)(voxels, None)
     for name in _GEOMETRY:
-        header[name] = reference.header[name]
-    header["pixdim"][:4] = reference.header["pixdim"][:4]  # qfac and the voxel size
-    header["cal_max"] = 1
+        image.header[name] = reference.header[name]
+    image.header["pixdim"][:4] = reference.header["pixdim"][:4]  # qfac and the voxel size
+    return image
+
+
+def _write_nifti(path: Path, image: nib.Nifti1Image) -> None:
+    """Write a `.nii.gz` without its name or the time in it: equal images give equal bytes."""
     stream = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=stream, compresslevel=6, mtime=0) as zipped:
         zipped.write(image.to_bytes())
@@ -186,12 +239,21 @@ def write_mask(path: Path, mask: np.ndarray, reference: nib.Nifti1Image) -> None
 
 def sidecar(scan: Scan, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON fields of a scan's mask: its source, its grid, and `fields`."""
-    uri = bids_uri(scan)
-    return {"Type": "Brain", "Sources": [uri], "SpatialReference": uri, **fields}
+    return {"Type": "Brain", **provenance(scan), **fields}
+
+
+def provenance(scan: Scan) -> dict[str, Any]:
+    """Return the JSON fields that say which scan an image is made from and lies on."""
+    return {"Sources": [bids_uri(scan)], "SpatialReference": bids_uri(scan)}
 
 
 def write_dataset(
-    output_dir: Path, bids_dir: Path, *, command: str = "", container: str = ""
+    output_dir: Path,
+    bids_dir: Path,
+    *,
+    command: str = "",
+    container: str = "",
+    readme: str = README,
 ) -> None:
     """Make the output folder a BIDS derivative dataset.
 
@@ -206,6 +268,8 @@ def write_dataset(
         The command line, kept as the description of this run.
     container
         Tag of the container image, if it runs in one.
+    readme
+        What to write to `README.md`.
 
     Raises
     ------
@@ -225,7 +289,7 @@ def write_dataset(
         "DatasetLinks": {RAW: _link(output_dir, bids_dir)},
     }
     write_json(output_dir / "dataset_description.json", description)
-    for name, text in ((".bidsignore", BIDSIGNORE), ("README.md", README)):
+    for name, text in ((".bidsignore", BIDSIGNORE), ("README.md", readme)):
         if not (output_dir / name).exists():
             write_text(output_dir / name, text)
 

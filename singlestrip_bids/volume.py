@@ -147,6 +147,40 @@ def load(path: Path) -> Image:
     return Image(path, data, nifti, volumes)
 
 
+def extract(image: Image, mask: Mask) -> NDArray:
+    """Read the voxels of ``image`` again, all its volumes, and set those outside the mask to 0.
+
+    Returns
+    -------
+    ndarray
+        (X, Y, Z) or (X, Y, Z, T), in the type of the file, or float32 if the file scales it.
+    """
+    stored = np.asanyarray(image.nifti.dataobj)
+    data = stored.astype(np.float32) if stored.dtype == np.float64 else stored
+    data = data.reshape(*mask.shape, *([image.volumes] if image.volumes > 1 else []))
+    return np.where(mask.reshape(*mask.shape, *[1] * (data.ndim - 3)), data, data.dtype.type(0))
+
+
+def to_canonical(mask: Mask, image: Image) -> nib.Nifti1Image:
+    """Put a mask of ``image`` on the image's grid with axes closest to RAS; none is resampled."""
+    header = image.nifti.header.copy()
+    header.set_data_dtype(np.uint8)
+    native = type(image.nifti)(mask.astype(np.uint8), image.nifti.affine, header)
+    return nib.as_closest_canonical(native)
+
+
+def move_border(mask: Mask, affine: NDArray, distance_mm: float) -> Mask:
+    """Grow a mask (X, Y, Z) by so many mm, or shrink it if negative, within its grid.
+
+    Distances are those between voxel centres, along the axes of ``affine``: less than a voxel
+    changes nothing.
+    """
+    outside = distance_mm > 0
+    distance = ndimage.distance_transform_edt(mask != outside, sampling=voxel_sizes(affine))
+    near = distance <= abs(distance_mm)
+    return mask | near if outside else mask & ~near
+
+
 def load_mask(path: Path, image: Image) -> Mask:
     """Read the brain mask of ``image``, anything above one half, on the image's own grid.
 

@@ -61,3 +61,16 @@ def axes(codes: str) -> np.ndarray:
 
 def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def put_scan(root: Path, name: str, source: Path, volumes: int = 1) -> Path:
+    """Copy a scan into a dataset under a new name, repeated to a series if wished."""
+    image = nib.load(source)
+    data = np.asarray(image.dataobj)
+    data = np.stack([data] * volumes, axis=-1) if volumes > 1 else data
+    copy = nib.Nifti1Image(data, image.affine)
+    copy.header.set_xyzt_units("mm", "sec")
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(copy, path)
+    return path

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.phantoms import write_dataset
 from singlestrip_bids import cli
 
 MODEL = Path("code/singlestrip")
@@ -26,22 +25,9 @@ def scan(bids: Path, subject: str) -> Path:
     return next((bids / f"sub-{subject}" / "anat").glob("*.nii.gz"))
 
 
-@pytest.fixture(scope="session")
-def heads(tmp_path_factory):
-    root = tmp_path_factory.mktemp("heads") / "bids"
-    return write_dataset(root, subjects=4, spacing_scale=2.5)
-
-
 @pytest.fixture
 def bids(heads, tmp_path):
     return Path(shutil.copytree(heads, tmp_path / "bids"))
-
-
-@pytest.fixture(scope="session")
-def trained(heads, tmp_path_factory):
-    out = tmp_path_factory.mktemp("trained") / "out"
-    assert cli.main([str(heads), str(out), "group", "participant", "--sloppy"]) == 0
-    return out
 
 
 def run(bids: Path, out: Path, *words: str) -> int:

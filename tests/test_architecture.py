@@ -12,6 +12,7 @@ import singlestrip_bids
 
 FOLDER = Path(singlestrip_bids.__file__).parent
 SOURCES = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
+SOURCES |= {f"interfaces.{p.stem}": p for p in sorted((FOLDER / "interfaces").glob("*.py"))}
 MODULES = pytest.mark.parametrize("module", SOURCES)
 
 # From the bottom to the top: a module imports only from modules before it.
@@ -38,12 +39,15 @@ ORDER = [
     "model",
     "pairing",
     "inputs",
+    "handoff",
     "participant",
     "stage",
     "ranking",
     "guard",
     "group",
     "cli",
+    "interfaces.__init__",
+    "interfaces.nipype",
 ]
 
 

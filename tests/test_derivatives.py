@@ -11,17 +11,21 @@ from builders import write_description
 
 from singlestrip_bids import __version__
 from singlestrip_bids.derivatives import (
+    brain_path,
     check_output,
     made_here,
     mask_path,
     model_dir,
+    probability_path,
     read_json,
     sidecar,
     sidecar_path,
+    write_brain,
     write_bytes,
     write_dataset,
     write_json,
     write_mask,
+    write_probability,
     write_text,
     write_tsv,
 )
@@ -97,6 +101,17 @@ class TestPaths:
         assert {"task", "chunk", "part", "space", "description"} <= set(rule.entities)
         order = list(schema.rules.entities)
         assert order.index("part") < order.index("space") < order.index("chunk")
+
+    def test_paths_beside_the_mask(self):
+        scan = scan_at("sub-1/anat/sub-1_part-mag_chunk-3_T2w.nii")
+        folder, name = Path("/out/sub-1/anat"), "sub-1_part-mag"
+        for millimetres, desc in ((2.0, "brainPlus2mm"), (-1.5, "brainMinus1p5mm")):
+            mask = f"{name}_space-T2w_chunk-3_desc-{desc}_mask.nii.gz"
+            assert mask_path(Path("/out"), scan, millimetres) == folder / mask
+        probseg = f"{name}_space-T2w_chunk-3_label-brain_probseg.nii.gz"
+        assert probability_path(Path("/out"), scan) == folder / probseg
+        brain = f"{name}_chunk-3_desc-brain_T2w.nii.gz"
+        assert brain_path(Path("/out"), scan) == folder / brain
 
     def test_other_paths(self):
         assert model_dir(Path("/out")) == Path("/out/code/singlestrip")
@@ -261,6 +276,28 @@ class TestWriteMask:
         one = (tmp_path / "one.nii.gz").read_bytes()
         assert one == (tmp_path / "two.nii.gz").read_bytes()
         assert one[3:8] == bytes(5)  # no flags (so no file name), no time
+
+    def test_probability_keeps_its_side_of_one_half(self, tmp_path):
+        scan = reference(tmp_path / "scan.nii.gz", 0, 1, shape=(*SHAPE, 2))
+        exact = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+        exact.flat[:3] = (0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1)
+        write_probability(tmp_path / "p.nii.gz", exact, scan)
+        written = nib.load(tmp_path / "p.nii.gz")
+        assert (written.shape, written.get_data_dtype()) == (SHAPE, np.uint8)
+        assert np.abs(written.get_fdata() - exact).max() <= 0.5 / 255 + 1e-6
+        assert np.array_equal(written.get_fdata() > 0.5, exact > 0.5)
+        assert written.affine.tobytes() == scan.affine.tobytes()
+
+    def test_brain_has_the_scans_header_without_its_extensions(self, tmp_path):
+        scan = reference(tmp_path / "scan.nii.gz", 1, 2, shape=(*SHAPE, 3))
+        scan.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a name"))
+        write_brain(tmp_path / "brain.nii.gz", np.asarray(scan.dataobj), scan)
+        brain = nib.load(tmp_path / "brain.nii.gz")
+        assert brain.shape == scan.shape
+        assert not brain.header.extensions
+        assert scan.header.extensions
+        assert brain.header["pixdim"].tobytes() == scan.header["pixdim"].tobytes()
+        assert brain.affine.tobytes() == scan.affine.tobytes()
 
     def test_wrong_shape(self, tmp_path):
         scan = reference(tmp_path / "scan.nii.gz", 1, 1)

@@ -18,10 +18,14 @@ from singlestrip_bids.volume import (
     Image,
     clean,
     conform,
+    extract,
     grid,
+    load,
+    move_border,
     restore,
     scale_intensity,
     support,
+    to_canonical,
     working_voxel_size,
 )
 
@@ -306,3 +310,60 @@ class TestClean:
         assert ndimage.label(once)[1] == int(mask.any())
         np.testing.assert_array_equal(clean(once), once)
         assert np.array_equal(ndimage.binary_fill_holes(once), once)
+
+
+class TestToCanonical:
+    @pytest.mark.parametrize("codes", ORIENTATIONS)
+    def test_no_voxel_moves_in_the_world(self, codes):
+        turn = Rotation.from_euler("xyz", (12, -7, 20), degrees=True).as_matrix()
+        image = image_of(ramp(5, 6, 7), affine_of(turn @ axes(codes), (1, 2, 3), (9, -8, 7)))
+        mask = np.random.default_rng(0).random(image.data.shape) > 0.5
+        placed = to_canonical(mask, image)
+        assert nib.aff2axcodes(placed.affine) == ("R", "A", "S")
+        there = apply_affine(image.affine, np.argwhere(mask))
+        index = apply_affine(np.linalg.inv(placed.affine), there)
+        assert np.allclose(index, index.round(), atol=1e-6)
+        found = np.asarray(placed.dataobj)
+        assert found[tuple(index.round().astype(int).T)].all()
+        assert found.sum() == mask.sum()
+
+    def test_of_a_series_one_volume(self):
+        nifti = nib.Nifti1Image(ramp(4, 5, 6, 3), np.diag([-1.0, 1, 1, 1]))
+        image = Image(Path("bold.nii.gz"), ramp(4, 5, 6), nifti, 3)
+        assert to_canonical(np.ones((4, 5, 6), bool), image).shape == (4, 5, 6)
+
+
+class TestMoveBorder:
+    def test_ball_on_thick_slices(self):
+        affine = np.diag([1.0, -1.0, 3.0, 1.0])
+        shape = (41, 41, 15)
+        distance = np.linalg.norm(world(shape, affine) - centre_of(shape, affine), axis=-1)
+        ball = distance <= 12
+        grown, shrunk = move_border(ball, affine, 4), move_border(ball, affine, -4)
+        assert grown[distance <= 14.5].all()
+        assert not grown[distance > 16].any()
+        assert shrunk[distance <= 7.5].all()
+        assert not shrunk[distance > 10].any()
+
+    @pytest.mark.parametrize("distance_mm", [0.9, -0.9])
+    def test_less_than_a_voxel_changes_nothing(self, distance_mm):
+        mask = np.random.default_rng(0).random((9, 9, 9)) > 0.5
+        assert np.array_equal(move_border(mask, np.eye(4), distance_mm), mask)
+
+    def test_more_than_the_brain_leaves_nothing(self):
+        mask = np.zeros((9, 9, 9), bool)
+        mask[3:6, 3:6, 3:6] = True
+        assert not move_border(mask, np.eye(4), -5).any()
+
+
+@pytest.mark.parametrize(("slope", "dtype"), [(1.0, np.int16), (0.5, np.float32)])
+def test_extract_keeps_the_series_within_the_mask(tmp_path, slope, dtype):
+    nifti = nib.Nifti1Image(ramp(3, 4, 5, 2).astype(np.int16), np.eye(4))
+    nifti.header.set_slope_inter(slope, 0 if slope == 1 else 10)
+    nib.save(nifti, tmp_path / "scan.nii")
+    image = load(tmp_path / "scan.nii")
+    mask = image.data > np.median(image.data)
+    data = extract(image, mask)
+    assert (data.shape, data.dtype) == ((3, 4, 5, 2), dtype)
+    assert np.array_equal(data[mask], np.asarray(image.nifti.dataobj)[mask])
+    assert not data[~mask].any()

@@ -1,0 +1,1 @@
+"""Interfaces of other programs' kinds; each needs an extra of its own."""

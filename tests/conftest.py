@@ -1,0 +1,21 @@
+"""Generated heads and a model trained on them, once for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.phantoms import write_dataset
+from singlestrip_bids import cli
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory):
+    root = tmp_path_factory.mktemp("heads") / "bids"
+    return write_dataset(root, subjects=4, spacing_scale=2.5)
+
+
+@pytest.fixture(scope="session")
+def trained(heads, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "out"
+    assert cli.main([str(heads), str(out), "group", "participant", "--sloppy"]) == 0
+    return out
