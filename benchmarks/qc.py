@@ -1,0 +1,220 @@
+"""Which judgements without a truth tell good masks from bad ones.
+
+Usage: ``python -m benchmarks.qc DATASET MODEL... --out RESULTS``. Every model (a
+``code/singlestrip`` folder, one for each fold) masks the scans that have a truth in
+``<DATASET>-truth``, apart from its own label. Each mask is judged in several ways, the judgements
+are compared with the true Dice on the model's grid, and RESULTS.json and RESULTS.md are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+from scipy.spatial.transform import Rotation
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.record import facts, line, write
+from singlestrip_bids import derivatives, model, runtime, volume
+from singlestrip_bids.calibration import Look, look
+from singlestrip_bids.config import ALL_MODALITIES
+from singlestrip_bids.inference import conform_image
+from singlestrip_bids.inputs import Scan, find_scans
+from singlestrip_bids.metrics import dice
+from singlestrip_bids.model import Model
+from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.volume import Conformed, Mask
+
+GOOD = 0.9  # Dice
+COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in degrees
+
+JUDGES = {
+    "autoencoder": "reconstruction Dice of the 2D autoencoder, as published",
+    "mirror": "Dice with the mask of the mirror image",
+    "expected": "expected Dice, calibrated on copies of the label",
+    "tta": "median Dice of ten turned, scaled copies with their median, as published",
+    "volume": "volume against the label's, the smaller over the larger",
+    "roundness": "surface of a ball of this volume over the mask's surface",
+    "whole": "share of the largest component",
+}
+
+
+def judge(folder: Path, dataset: Path, truth: Path, machine: Runtime) -> list[dict[str, Any]]:
+    """Mask and judge all scans with one model.
+
+    Parameters
+    ----------
+    folder : Path
+        The model.
+    dataset, truth : Path
+        Scans, and masks under the names that the app would give them.
+
+    Returns
+    -------
+    list of dict
+        One for each scan: ``label``, ``scan``, ``dice``, ``low``, ``high`` and every judgement.
+    """
+    trained = model.load(folder, machine)
+    label = trained.card["label"][0]["scan"]
+    rows = []
+    for scan in find_scans(dataset, ALL_MODALITIES, ()):
+        path = derivatives.mask_path(truth, scan)
+        if path.is_file() and scan.relative != label:
+            rows.append(
+                {"label": label, "scan": scan.relative, **_row(trained, scan, path, machine)}
+            )
+    return rows
+
+
+def _row(trained: Model, scan: Scan, path: Path, machine: Runtime) -> dict[str, Any]:
+    image = volume.load(scan.path)
+    multiple = trained.network.config.multiple
+    grid = trained.voxel_size, trained.size, multiple
+    conformed = conform_image(image, *grid)
+    target = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
+    seen = look(trained.network, trained.autoencoder, conformed, trained.quality, machine)
+    expected, low, high = trained.calibration.expect(seen.evidence)
+    millilitres = volume.millilitres(seen.mask, conformed.affine)
+    share = millilitres / trained.brain_ml
+    return {
+        "dice": dice(seen.mask, target),
+        "low": low,
+        "high": high,
+        "autoencoder": seen.evidence.score,
+        "mirror": seen.evidence.mirror,
+        "expected": expected,
+        "tta": _tta(trained, conformed, machine),
+        "volume": min(share, 1 / share) if share else 0.0,
+        "roundness": _roundness(seen.mask),
+        "whole": _whole(seen),
+    }
+
+
+@torch.inference_mode()
+def _tta(trained: Model, conformed: Conformed, machine: Runtime) -> float:
+    """Turn and scale copies at random, mask them, turn the masks back, compare with the median."""
+    generator = machine.generator(0)
+    image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
+    masks = []
+    for _ in range(COPIES):
+        draw = torch.rand(4, generator=generator, device=machine.device) * 2 - 1
+        turn = _rotation(draw[:3].cpu().numpy() * np.radians(ROTATION)).to(machine.device)
+        copy = (_turned(image, turn) * (1 + SCALING * draw[3])).clamp(0, 1)
+        probability = _turned(trained.network(copy).float().sigmoid(), turn.T)
+        masks.append(probability[0, 0].cpu().numpy() * conformed.inside > 0.5)
+    median = np.median(masks, axis=0) > 0.5
+    return float(np.median([dice(median, mask) for mask in masks])) if median.any() else 0.0
+
+
+def _rotation(angles: NDArray[np.float64]) -> torch.Tensor:
+    return torch.as_tensor(Rotation.from_euler("xyz", angles).as_matrix(), dtype=torch.float32)
+
+
+def _turned(volume_: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    theta = torch.cat([turn, turn.new_zeros(3, 1)], dim=1)[None]
+    where = F.affine_grid(theta, list(volume_.shape), align_corners=False)
+    return F.grid_sample(volume_, where, align_corners=False)
+
+
+def _roundness(mask: Mask) -> float:
+    """Sphericity (Wadell 1935), the surface counted in voxel faces."""
+    padded = np.pad(mask, 1)
+    faces = sum(int(np.diff(padded, axis=axis).sum()) for axis in range(3))
+    return float(np.pi ** (1 / 3) * (6 * mask.sum()) ** (2 / 3) / faces) if faces else 0.0
+
+
+def _whole(seen: Look) -> float:
+    parts, count = ndimage.label(seen.probability > 0.5)
+    return float(np.bincount(parts.ravel())[1:].max() / (parts > 0).sum()) if count else 0.0
+
+
+def compare(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
+    """Compare one judgement with the true Dice over the masks of one fold.
+
+    Returns
+    -------
+    dict
+        ``pearson``, ``spearman``, mean absolute error ``mae``, ``top_half`` (share of the better
+        half among the half that is judged better) and ``auroc`` for a Dice of less than 0.9;
+        None where all masks are alike.
+    """
+    truth = np.array([row["dice"] for row in rows])
+    said = np.array([row[name] for row in rows])
+    alike = np.ptp(said) == 0 or np.ptp(truth) == 0
+    bad, half = truth < GOOD, len(truth) // 2
+    best = set(np.argsort(-truth, kind="stable")[:half])
+    chosen = set(np.argsort(-said, kind="stable")[:half])
+    return {
+        "pearson": None if alike else float(stats.pearsonr(said, truth).statistic),
+        "spearman": None if alike else float(stats.spearmanr(said, truth).statistic),
+        "mae": float(np.abs(said - truth).mean()),
+        "top_half": len(best & chosen) / half if half else None,
+        "auroc": float(roc_auc_score(bad, -said)) if 0 < bad.sum() < len(bad) else None,
+    }
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Make a Markdown table: the mean over folds of every comparison."""
+    rows = results["rows"]
+    folds = [[r for r in rows if r["label"] == label] for label in _labels(rows)]
+    names = ("pearson", "spearman", "mae", "top_half", "auroc")
+    head = ["judgement", "Pearson", "Spearman", "MAE", "top half", "AUROC of Dice < .9"]
+    lines = [line(head), line(["---"] * len(head))]
+    for judge_name in JUDGES:
+        each = [compare(fold, judge_name) for fold in folds]
+        means = [_mean([one[name] for one in each]) for name in names]
+        cells = ["-" if mean is None else f"{mean:.3f}" for mean in means]
+        lines.append(line([judge_name, *cells]))
+    held = [row["low"] <= row["dice"] <= row["high"] for row in rows]
+    dices = [row["dice"] for row in rows]
+    lines += [
+        "",
+        f"Means over {len(folds)} labels; {len(rows)} masks, Dice {min(dices):.3f} to "
+        f"{max(dices):.3f}, {sum(value < GOOD for value in dices)} of them below {GOOD}. "
+        f"{statistics.mean(held):.0%} lie within their interval.",
+        "",
+        *(f"- {name}: {text}" for name, text in JUDGES.items()),
+        "",
+        f"{results['date']}, commit {results['commit']}, {results['hardware']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({row["label"] for row in rows})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Judge from the command line."""
+    parser = argparse.ArgumentParser(description="Compare judgements of masks with the truth.")
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
+    parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
+    args = parser.parse_args(argv)
+    machine = runtime.start("auto", None)
+    truth = args.dataset.parent / f"{args.dataset.name}-truth"
+    results = {**facts(), "rows": list[dict[str, Any]]()}
+    for folder in args.models:
+        results["rows"] += judge(folder, args.dataset, truth, machine)
+        write(results, table(results), args.out)
+        print(f"{folder}: {len(results['rows'])} masks so far", flush=True)
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
