@@ -2,11 +2,15 @@
 
 Usage: ``python -m benchmarks.accuracy CONFIG DATASET WORK --out RESULTS``. It writes RESULTS.json
 and RESULTS.md after every arm, and goes on where it was stopped: finished arms are not repeated,
-and arms of one label share its first network. The config is JSON: ``title``; ``labels`` (subjects,
-one fold each), ``pool`` (unlabelled subjects trained on), ``inductive`` (subjects only masked);
-``options`` of the app for all arms; ``arms``, their names and own options; ``peers``, if wanted,
-tools of `benchmarks.peers` to be put beside the arms. The truth lies in the folder named
-``<DATASET>-truth``.
+and arms of one label share its first network. Labels and arms may be added later.
+
+The config is JSON: ``title``; ``labels`` (subjects, one fold each), ``pool`` (unlabelled subjects
+trained on), ``inductive`` (subjects only masked); ``options`` of the app for all arms; ``arms``,
+their names and own options. If wanted, ``best`` makes some of the arms train on the ``k`` pool
+scans alone whose masks by the arm ``of`` are the best ``by`` their true ``dice`` (an oracle) or by
+a judgement of `benchmarks.qc`; arms in ``all_labels`` train on all labels at once, in the first
+fold alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
+The truth lies in the folder named ``<DATASET>-truth``.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers, record, score
-from singlestrip_bids import cli, derivatives
+from benchmarks import peers, qc, record, score
+from singlestrip_bids import cli, derivatives, runtime
 from singlestrip_bids.errors import SingleStripError
 from singlestrip_bids.inputs import find_label, find_scans
 
@@ -56,13 +60,16 @@ def run(config: dict[str, Any], dataset: Path, work: Path, out: Path) -> dict[st
     results = _begun(config, out)
     for label in config["labels"]:
         for arm, options in config["arms"].items():
-            if _done(results, label, arm):
+            everyone = arm in config.get("all_labels", [])  # the same in every fold
+            if _done(results, label, arm) or (everyone and label != config["labels"][0]):
                 continue
             print(f"== {label}: {arm}", flush=True)
-            folder = work / label / "".join(c if c.isalnum() else "-" for c in arm)
+            folder = _folder(work / label, arm)
             _share(work / label, folder)
             began = time.monotonic()
-            _train_and_mask(config, options, dataset, label, folder)
+            pool = _best(config, arm, dataset, work / label) or config["pool"]
+            labels = config["labels"] if everyone else [label]
+            _train_and_mask(config, options, dataset, labels, pool, folder)
             minutes = (time.monotonic() - began) / 60
             rows = [score.jsonable(row) for row in score.score(folder, _truth(dataset))]
             results["rows"] += _with_roles(config, rows, label, arm, minutes)
@@ -76,13 +83,22 @@ def _begun(config: dict[str, Any], out: Path) -> dict[str, Any]:
     path = out.with_suffix(".json")
     if path.is_file():
         results: dict[str, Any] = json.loads(path.read_text())
-        if results["config"] != config:
+        if not _continues(results["config"], config):
             raise RuntimeError(f"{path}: made from another config; remove it or choose another")
-        return results
+        return results | {"config": config}
     tools = config.get("peers", [])
     if unknown := sorted(set(tools) - set(peers.TOOLS)):
         raise ValueError(f"no peers named {unknown}; there are {sorted(peers.TOOLS)}")
     return {**record.facts(), "config": config, "rows": [], "peers": {}}
+
+
+def _continues(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Tell whether a config says the same of all that an older one says, and perhaps more."""
+    same = all(old[key] == new[key] for key in ("pool", "inductive", "options"))
+    ways = [(old.get(key, {}), new.get(key, {})) for key in ("arms", "best")]
+    return same and all(
+        after.get(arm) == way for before, after in ways for arm, way in before.items()
+    )
 
 
 def _done(results: dict[str, Any], label: str | None, arm: str) -> bool:
@@ -106,14 +122,36 @@ def _share(fold: Path, folder: Path) -> None:
             return
 
 
+def _folder(fold: Path, arm: str) -> Path:
+    return fold / "".join(c if c.isalnum() else "-" for c in arm)
+
+
+def _best(config: dict[str, Any], arm: str, dataset: Path, fold: Path) -> list[str]:
+    """Choose the pool scans that an arm is to train on, if it names a way; subjects."""
+    way = config.get("best", {}).get(arm)
+    if way is None:
+        return []
+    folder = derivatives.model_dir(_folder(fold, way["of"]))
+    machine = runtime.start("auto", None)
+    rows = qc.judge(folder, dataset, _truth(dataset), machine, config["pool"])
+    rows.sort(key=lambda row: -row[way["by"]])
+    return [row["scan"].split("/")[0].removeprefix("sub-") for row in rows[: way["k"]]]
+
+
 def _train_and_mask(
-    config: dict[str, Any], options: Sequence[str], dataset: Path, label: str, folder: Path
+    config: dict[str, Any],
+    options: Sequence[str],
+    dataset: Path,
+    labels: Sequence[str],
+    pool: Sequence[str],
+    folder: Path,
 ) -> None:
     call, common = [str(dataset), str(folder)], [*config["options"], *options]
-    chosen = ["--participant-label", label, *config["pool"]]
-    code = cli.main([*call, "group", *chosen, "--label-subject", label, *common])
+    chosen = ["--participant-label", *labels, *pool]
+    code = cli.main([*call, "group", *chosen, "--label-subject", *labels, *common])
     if code in (0, 1):  # 1: some scans failed; their rows will say so
-        code = cli.main([*call, "participant", *chosen, *config["inductive"], *common])
+        everybody = ["--participant-label", *labels, *config["pool"], *config["inductive"]]
+        code = cli.main([*call, "participant", *everybody, *common])
     if code not in (0, 1):
         raise RuntimeError(f"{folder}: the app ended with {code}")
 

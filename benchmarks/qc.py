@@ -48,7 +48,9 @@ JUDGES = {
 }
 
 
-def judge(folder: Path, dataset: Path, truth: Path, machine: Runtime) -> list[dict[str, Any]]:
+def judge(
+    folder: Path, dataset: Path, truth: Path, machine: Runtime, subjects: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Mask and judge all scans with one model.
 
     Parameters
@@ -57,6 +59,8 @@ def judge(folder: Path, dataset: Path, truth: Path, machine: Runtime) -> list[di
         The model.
     dataset, truth : Path
         Scans, and masks under the names that the app would give them.
+    subjects : sequence of str
+        Only these; all if empty.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def judge(folder: Path, dataset: Path, truth: Path, machine: Runtime) -> list[di
     trained = model.load(folder, machine)
     label = trained.card["label"][0]["scan"]
     rows = []
-    for scan in find_scans(dataset, ALL_MODALITIES, ()):
+    for scan in find_scans(dataset, ALL_MODALITIES, subjects):
         path = derivatives.mask_path(truth, scan)
         if path.is_file() and scan.relative != label:
             rows.append(

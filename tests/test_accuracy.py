@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 
-from benchmarks import accuracy
+from benchmarks import accuracy, qc
 from benchmarks.phantoms import write_dataset
+from singlestrip_bids import runtime
 
 CONFIG = {
     "title": "Phantoms",
@@ -14,7 +16,12 @@ CONFIG = {
     "pool": ["02", "03"],
     "inductive": ["04"],
     "options": ["--sloppy"],
-    "arms": {"SL-1": ["--rounds", "0"], "SSL (network)": ["--pseudo-labels", "network"]},
+    "arms": {
+        "SL-1": ["--rounds", "0"],
+        "SSL (network)": ["--pseudo-labels", "network"],
+        "SSL-T": ["--pseudo-labels", "network"],
+    },
+    "best": {"SSL-T": {"of": "SL-1", "by": "dice", "k": 1}},
 }
 
 
@@ -82,16 +89,51 @@ def test_every_scan_of_every_arm_has_a_row(finished):
 
 def test_arms_share_the_first_network(finished):
     networks = list((finished / "work/01").rglob("sl1.safetensors"))
-    assert len(networks) == 2
-    assert networks[0].read_bytes() == networks[1].read_bytes()
+    assert len(networks) == 3
+    assert len({path.read_bytes() for path in networks}) == 1
     curves = list((finished / "work/01").rglob("sl1_training.tsv"))
     assert len(curves) == 1, "trained once"
+
+
+def test_the_oracle_trains_on_the_best_masks_alone(finished, dataset):
+    first, oracle = (finished / "work/01" / arm / "code/singlestrip" for arm in ("SL-1", "SSL-T"))
+    machine = runtime.start("cpu")
+    rows = qc.judge(first, dataset, dataset.parent / "bids-truth", machine, ["02", "03"])
+    best = max(rows, key=lambda row: row["dice"])
+    assert len(rows) == 2
+    assert json.loads((oracle / "model.json").read_text())["unlabelled"] == [best["scan"]]
+
+
+def test_an_arm_of_all_labels_runs_once(dataset, tmp_path):
+    bids = shutil.copytree(dataset, tmp_path / "bids")
+    shutil.copytree(dataset.parent / "bids-truth", tmp_path / "bids-truth")
+    shutil.copytree(tmp_path / "bids-truth/sub-02", bids / "derivatives/manual/sub-02")
+    config = CONFIG | {"labels": ["01", "02"], "pool": ["03"], "all_labels": ["SL-2"]}
+    config["arms"] = {"SL-2": ["--rounds", "0"]}
+    results = accuracy.run(config, bids, tmp_path / "work", tmp_path / "table")
+    assert {(row["label"], row["scan"][:6]) for row in results["rows"]} == {
+        ("01", "sub-03"),
+        ("01", "sub-04"),
+    }
+    card = tmp_path / "work/01/SL-2/code/singlestrip/model.json"
+    assert [each["scan"][:6] for each in json.loads(card.read_text())["label"]] == [
+        "sub-01",
+        "sub-02",
+    ]
+
+
+def test_arms_and_labels_may_be_added(finished, dataset):
+    more = CONFIG | {"labels": ["01", "02"], "arms": CONFIG["arms"] | {"new": []}}
+    assert accuracy._continues(CONFIG, more)
+    assert not accuracy._continues(more, CONFIG)
+    assert not accuracy._continues(CONFIG, CONFIG | {"pool": ["02"]})
+    assert not accuracy._continues(CONFIG, CONFIG | {"best": {}})
 
 
 def test_finished_arms_are_not_repeated(finished, dataset):
     before = {p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*") if p.is_file()}
     results = accuracy.run(CONFIG, dataset, finished / "work", finished / "table")
-    assert len(results["rows"]) == 6
+    assert len(results["rows"]) == 9
     assert before == {
         p: p.stat().st_mtime_ns for p in (finished / "work").rglob("*") if p.is_file()
     }
