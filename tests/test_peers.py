@@ -205,7 +205,7 @@ def test_every_tool_writes_the_mask_of_the_scan():
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    # niimath looks for a skull as real heads have it; that its mask lies where the brain is will do
+    # niimath looks for the skull of a real head: here its mask need only lie where the brain is
     [("deepbet", 0.95), ("ants-2mm", 0.85), ("niimath", 0.7)],
 )
 def test_real_tools(parts, name, least):
