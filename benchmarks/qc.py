@@ -27,7 +27,6 @@ from benchmarks.record import facts, line, write
 from singlestrip_bids import derivatives, model, runtime, volume
 from singlestrip_bids.calibration import Look, look
 from singlestrip_bids.config import ALL_MODALITIES
-from singlestrip_bids.inference import conform_image
 from singlestrip_bids.inputs import Scan, find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import Model
@@ -81,14 +80,13 @@ def judge(
 
 def _row(trained: Model, scan: Scan, path: Path, machine: Runtime) -> dict[str, Any]:
     image = volume.load(scan.path)
-    multiple = trained.network.config.multiple
-    grid = trained.voxel_size, trained.size, multiple
-    conformed = conform_image(image, *grid)
+    conformed = trained.frame.conform(image)
+    grid = conformed.voxel_size, trained.frame.size, trained.frame.multiple
     target = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
     seen = look(trained.network, trained.autoencoder, conformed, trained.quality, machine)
     expected, low, high = trained.calibration.expect(seen.evidence)
     millilitres = volume.millilitres(seen.mask, conformed.affine)
-    share = millilitres / trained.brain_ml
+    share = millilitres / trained.frame.brain_ml
     return {
         "dice": dice(seen.mask, target),
         "low": low,

@@ -263,7 +263,8 @@ def _run(arguments: argparse.Namespace) -> int:
         log.error("%s", error)
         return error.exit_code
     except OSError as error:
-        log.error("%s: %s; check the disk and permissions.", error.filename, error.strerror)
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        log.error("%s; check the disk and permissions.", where)
         return IOFailed.exit_code
     except runtime.OUT_OF_MEMORY as error:
         log.error("Out of GPU memory (%s); free it, or use a smaller --preset.", error)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from . import __version__, derivatives, model, quality, volume
 from .config import RunConfig, SynthesisConfig, TrainingConfig
 from .errors import BadData, ScanFailed
+from .frame import Frame, head_width
 from .guard import choose
 from .inference import conform_image
 from .inputs import Label, Scan, find_label, find_scans
@@ -68,8 +69,9 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         "calibration": asdict(verdict.calibration),
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
-        "voxel_size_mm": stage.voxel_size,
-        "brain_ml": stage.brain_ml,
+        "voxel_size_mm": stage.frame.voxel_size,
+        "brain_ml": stage.frame.brain_ml,
+        "head_width": stage.frame.head_width,
         "method": stage.method.to_dict(),
         "versions": describe(),
     }
@@ -148,16 +150,14 @@ def _start(
         np.median([volume.working_voxel_size(m, i.affine, method.size) for i, m in pairs])
     )
     LOG.info("Working grid: %d voxels of %g mm along each axis.", method.size, voxel_size)
+    grid = voxel_size, method.size, method.network.multiple
+    conformed = [conform_image(image, *grid) for image, _ in pairs]
+    brain_ml = float(np.median([volume.millilitres(mask, i.affine) for i, mask in pairs]))
+    frame = Frame(*grid, brain_ml, float(np.median([head_width(c)[0] for c in conformed])))
     folder = derivatives.model_dir(config.output_dir)
-    brain_ml = float(np.median([volume.millilitres(m, i.affine) for i, m in pairs]))
-    work = config.work_dir or folder / "work"
-    stage = Stage(folder, work, method, voxel_size, brain_ml, runtime)
-    sources = []
-    for image, mask in pairs:
-        multiple = method.network.multiple
-        conformed = conform_image(image, voxel_size, method.size, multiple)
-        target = volume.conform(mask, image.affine, voxel_size, method.size, multiple)
-        sources.append(stage.source(conformed, target.data))
+    stage = Stage(folder, config.work_dir or folder / "work", method, frame, runtime)
+    targets = [volume.conform(mask, image.affine, *grid).data for image, mask in pairs]
+    sources = [stage.source(c, target) for c, target in zip(conformed, targets, strict=True)]
     return stage, sources
 
 
@@ -168,7 +168,7 @@ def _identity(stage: Stage) -> dict[str, Any]:
     device = stage.runtime.device.type
     settings = {name: method[name] for name in names}
     return settings | {
-        "voxel_size": stage.voxel_size,
+        "voxel_size": stage.frame.voxel_size,
         "device": device,
         "version": __version__,
     }

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from . import volume
 from .calibration import Calibration, line_through, look
 from .config import SynthesisConfig
 from .inputs import Scan
@@ -142,7 +141,7 @@ def _expected(
             check_stop()
             conformed = stage.conform(scan)
             seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
-            share = volume.millilitres(seen.mask, conformed.affine) / stage.brain_ml
+            share = seen.mask.sum() * stage.frame.voxel_size**3 / 1000 / stage.frame.brain_ml
             plausible = PLAUSIBLE[0] < share < PLAUSIBLE[1]
             expected.append(calibration.expect(seen.evidence)[0] if plausible else 0.0)
             progress.step(f"{scan.name} {expected[-1]:.3f}")

@@ -15,6 +15,7 @@ from .calibration import Calibration
 from .config import NetworkConfig, QualityConfig
 from .derivatives import read_json, write_json
 from .errors import BadData, NoInput
+from .frame import Frame
 from .networks import Autoencoder, UNet
 from .runtime import Runtime
 
@@ -32,9 +33,7 @@ class Model:
     autoencoder: nn.Module
     quality: QualityConfig
     calibration: Calibration
-    voxel_size: float
-    brain_ml: float
-    size: int
+    frame: Frame
     card: dict[str, Any]
 
 
@@ -57,8 +56,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     folder : Path
         Holds the network named in the card and the autoencoder.
     card : dict
-        Plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` (of the label),
-        ``method`` and what the reader should know.
+        Plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` and ``head_width`` (of
+        the label), ``calibration``, ``method`` and what the reader should know.
     """
     names = (card["network"], AUTOENCODER)
     checksums = {name: sha256(folder / name) for name in names}
@@ -101,8 +100,9 @@ def load(folder: Path, runtime: Runtime) -> Model:
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
         calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
-        voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
-        size = int(method["size"])
+        lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
+        voxel_size, brain_ml, head_width = lengths
+        frame = Frame(voxel_size, int(method["size"]), shape.multiple, brain_ml, head_width)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
@@ -111,9 +111,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
         autoencoder.to(runtime.device).eval(),
         quality,
         calibration,
-        voxel_size,
-        brain_ml,
-        size,
+        frame,
         card,
     )
 

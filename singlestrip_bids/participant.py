@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from . import derivatives, handoff, inference, model, volume
+from . import derivatives, handoff, model, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
@@ -31,12 +31,15 @@ class Brain:
         What can be seen of the mask.
     expected : tuple of float
         The Dice to be expected, and the lower and the upper end of its interval.
+    voxel_size : float
+        Of the grid on which it was found, in mm.
     """
 
     mask: Mask
     probability: Array
     evidence: Evidence
     expected: tuple[float, float, float]
+    voxel_size: float
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -109,9 +112,7 @@ def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
     ScanFailed
         The network found no brain.
     """
-    volume.refuse_stripped(image, trained.brain_ml)
-    multiple = trained.network.config.multiple
-    conformed = inference.conform_image(image, trained.voxel_size, trained.size, multiple)
+    conformed = trained.frame.conform(image)
     seen = look(trained.network, trained.autoencoder, conformed, trained.quality, runtime)
     probability = volume.restore(seen.probability, conformed.affine, image)
     mask = volume.clean(probability > 0.5)
@@ -119,7 +120,8 @@ def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
         raise ScanFailed(
             f"{image.path}: the network found no brain; look at the scan, or label one like it."
         )
-    return Brain(mask, probability, seen.evidence, trained.calibration.expect(seen.evidence))
+    expected = trained.calibration.expect(seen.evidence)
+    return Brain(mask, probability, seen.evidence, expected, conformed.voxel_size)
 
 
 def _write_more(scan: Scan, image: Image, brain: Brain, config: RunConfig) -> None:
@@ -169,7 +171,7 @@ def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> d
             "Dice overlap of the masks of the image and of its mirror image."
         ),
         "BrainVolumeMl": round(millilitres, 1),
-        "WorkingVoxelSizeMm": trained.voxel_size,
+        "WorkingVoxelSizeMm": round(brain.voxel_size, 3),
         "Model": trained.card["network"],
         "ModelSHA256": trained.card["sha256"][trained.card["network"]],
     }

@@ -14,7 +14,7 @@ from torch import nn
 from . import checkpoints, derivatives, labels, model, volume
 from .config import MethodConfig, TrainingConfig
 from .errors import BadData
-from .inference import conform_image
+from .frame import Frame
 from .inputs import Scan
 from .runtime import Runtime, mix_seed
 from .synthesis import Source, source
@@ -31,16 +31,12 @@ class Stage:
     folder: Path
     work: Path
     method: MethodConfig
-    voxel_size: float
-    brain_ml: float
+    frame: Frame
     runtime: Runtime
 
     def conform(self, scan: Scan) -> Conformed:
         """Read a scan and bring it to the model's grid."""
-        image = volume.load(scan.path)
-        volume.refuse_stripped(image, self.brain_ml)
-        multiple = self.method.network.multiple
-        return conform_image(image, self.voxel_size, self.method.size, multiple)
+        return self.frame.conform(volume.load(scan.path))
 
     def source(self, conformed: Conformed, mask: NDArray) -> Source:
         """Fit the mixtures under a mask and move the volume to the device."""

@@ -64,6 +64,11 @@ class Conformed:
     affine: NDArray[np.float64]
     inside: Mask
 
+    @property
+    def voxel_size(self) -> float:
+        """Edge of the voxels in mm."""
+        return float(voxel_sizes(self.affine)[0])
+
 
 def _open(path: Path) -> nib.Nifti1Image:
     if path.is_symlink() and not path.exists():

@@ -33,6 +33,7 @@ ORDER = [
     "checkpoints",
     "training",
     "inference",
+    "frame",
     "quality",
     "calibration",
     "selection",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
+from singlestrip_bids.frame import Frame
 from singlestrip_bids.guard import HARDEST, choose, severity
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.networks import Autoencoder
@@ -35,7 +36,8 @@ class Bright(nn.Module):
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
     method = replace(METHOD, trials=12, finetuning_synthesis=replace(MILD, gamma=0.1))
-    return Stage(tmp_path_factory.mktemp("m"), tmp_path_factory.mktemp("w"), method, 8, 1500, CPU)
+    frame = Frame(8.0, 32, METHOD.network.multiple, 1500.0, 22.0)
+    return Stage(tmp_path_factory.mktemp("m"), tmp_path_factory.mktemp("w"), method, frame, CPU)
 
 
 MILD = SynthesisConfig(real_fraction=1.0, mild=1.0, dark_air_probability=1.0, bias=0.1)
@@ -92,7 +94,7 @@ def test_alone_it_is_not_compared(stage, sources, autoencoder):
 
 
 def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, autoencoder):
-    small = replace(stage, brain_ml=1.0)
+    small = replace(stage, frame=replace(stage.frame, brain_ml=1.0))
     networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
     verdict = choose(small, pool, sources, networks, autoencoder)
     assert verdict.standings["sl1"].pool == 0

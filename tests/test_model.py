@@ -8,6 +8,7 @@ import torch
 from singlestrip_bids import checkpoints
 from singlestrip_bids.config import PRESETS, sloppy
 from singlestrip_bids.errors import BadData, NoInput
+from singlestrip_bids.frame import Frame
 from singlestrip_bids.model import (
     AUTOENCODER,
     CARD,
@@ -43,6 +44,7 @@ def folder(tmp_path, networks):
         "network": NETWORK,
         "voxel_size_mm": 2.5,
         "brain_ml": 1500.0,
+        "head_width": 45.0,
         "calibration": CALIBRATION,
     }
     write_card(made, {**card, "method": METHOD.to_dict()})
@@ -68,7 +70,7 @@ class TestRoundTrip:
             assert made.state_dict().keys() == expected.keys()
             assert all(torch.equal(v, expected[k]) for k, v in made.state_dict().items())
             assert not made.training
-        assert (model.voxel_size, model.size) == (2.5, METHOD.size)
+        assert model.frame == Frame(2.5, METHOD.size, METHOD.network.multiple, 1500.0, 45.0)
         assert model.quality == METHOD.quality
         assert model.network.config == METHOD.network
         assert model.folder == folder
@@ -80,7 +82,7 @@ class TestRoundTrip:
         assert load(folder, CPU).card == card
 
     def test_moved_folder(self, folder):
-        assert load(folder.rename(folder.with_name("elsewhere")), CPU).voxel_size == 2.5
+        assert load(folder.rename(folder.with_name("elsewhere")), CPU).frame.voxel_size == 2.5
 
 
 class TestDamage:
@@ -122,6 +124,7 @@ class TestDamage:
             {"sha256": {}},
             {"voxel_size_mm": None},
             {"voxel_size_mm": "wide"},
+            {"head_width": None},
             {"calibration": None},
             {"calibration": {**CALIBRATION, "score": "good"}},
             {"calibration": {"score": 1.0}},

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, sloppy
+from singlestrip_bids.frame import Frame
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.networks import Autoencoder
 from singlestrip_bids.ranking import pseudo_label, rank
@@ -50,7 +51,8 @@ def pool(bids):
 
 @pytest.fixture
 def stage(tmp_path):
-    return Stage(tmp_path / "model", tmp_path / "work", METHOD, 8.0, 1500.0, CPU)
+    frame = Frame(8.0, 32, METHOD.network.multiple, 1500.0, 22.0)
+    return Stage(tmp_path / "model", tmp_path / "work", METHOD, frame, CPU)
 
 
 @pytest.fixture(scope="module")
