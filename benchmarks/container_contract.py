@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -46,12 +45,14 @@ def online():
         return "unreachable" not in str(error)
     return True
 shm = os.statvfs("/dev/shm")
+home = os.environ.get("HOME", "/")
+gpus = torch._C._cuda_getArchFlags() if torch.version.cuda else ""
 print(json.dumps({
     "uid": os.getuid(), "named": named(), "online": online(),
     "root": writable("/") or writable(os.path.dirname(torch.__file__)),
-    "home": os.environ["HOME"], "home_writable": writable(os.environ["HOME"]),
+    "home": home, "home_writable": writable(home),
     "user_site": bool(site.ENABLE_USER_SITE), "shm_mb": shm.f_blocks * shm.f_frsize // 2**20,
-    "torch": torch.__version__, "gpus": torch._C._cuda_getArchFlags() if torch.version.cuda else "",
+    "torch": torch.__version__, "gpus": gpus,
 }))
 """
 
@@ -170,16 +171,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(facts, indent=2), flush=True)
     faults = broken_terms(facts, args.engine)
     began = time.monotonic()
-    common = [str(bids), str(out), "group", "--device", "cpu"]
-    code = subprocess.run(call(*common, "participant", "--sloppy")).returncode
+    folders, options = (str(bids), str(out)), ("--device", "cpu")
+    both = call(*folders, "group", "participant", "--sloppy", *options)
+    code = subprocess.run(both).returncode
     print(f"group participant: exit code {code} in {time.monotonic() - began:.0f} s", flush=True)
     faults += [f"exit code {code}"] if code else missing_outputs(bids, out)
     if not args.no_stop:
-        code = stop(call(*common, "--preset", "quick"))
+        code = stop(call(*folders, "group", "--preset", "quick", *options))
         print(f"SIGTERM: exit code {code}")
         faults += [f"exit code {code} after SIGTERM"] if code != STOPPED else []
-    left = [path.name for folder in ("home", "tmp") for path in (work / folder).iterdir()]
-    faults += [f"{name} was left behind" for name in left if os.path.lexists(work / "home" / name)]
+    faults += [f"{path} was written" for path in (work / "home").iterdir()]
     print("\n".join(faults) or "All terms hold.")
     return int(bool(faults))
 

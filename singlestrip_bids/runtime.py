@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +51,7 @@ def start(device: str, threads: int | None = None) -> Runtime:
         The device is not known or not there; a GPU that was asked for is never replaced by the
         processor.
     """
+    _ensure_home()
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
@@ -71,6 +74,14 @@ def start(device: str, threads: int | None = None) -> Runtime:
     if chosen.type == "cuda":
         return Runtime(chosen, torch.cuda.is_bf16_supported())
     return Runtime(chosen, _cpu_has_bfloat16())
+
+
+def _ensure_home() -> None:
+    """Set HOME for a user of a container who has none: pybids cannot be imported without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -145,11 +145,12 @@ def test_the_image_s_python_finds_every_pinned_file(name):
         pytest.skip("uv is not installed")
     lock = text(f"requirements/{name}.txt")
     call = [uv, *MADE_BY.split()[1:], "--generate-hashes", "--no-deps", "--no-header"]
-    call += ["--only-binary", ":all:", "--no-binary", "docopt", "--system-certs"]
+    call += ["--only-binary", ":all:", "--no-binary", "docopt"]
+    call += ["--no-python-downloads", "--system-certs"]
     found = subprocess.run(
         [*call, f"requirements/{name}.txt"], cwd=ROOT, capture_output=True, text=True
     )
-    if re.search("error sending request|Failed to fetch|[Nn]etwork", found.stderr):
+    if found.returncode and re.search("error sending request|Network connectivity", found.stderr):
         pytest.skip("the package index is out of reach")
     assert found.returncode == 0, found.stderr
     assert pins(found.stdout) == pins(lock)

@@ -8,6 +8,8 @@ import os
 import re
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,19 @@ NUMBER = st.integers(-(2**63), 2**63 - 1)
 
 
 class TestStart:
+    def test_a_user_without_home_and_passwd_entry_gets_one(self, monkeypatch):
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31)
+        with pytest.raises(RuntimeError):
+            Path.home()
+        start("cpu")
+        assert Path.home() == Path(tempfile.gettempdir())
+
+    def test_home_is_left_alone(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/somewhere")
+        start("cpu")
+        assert os.environ["HOME"] == "/somewhere"
+
     @pytest.mark.parametrize("device", ["tpu", "", "gpu", "cpu:x", "cuda:-2", "meta", "mps"])
     def test_unknown_device(self, device):
         with pytest.raises(Usage, match=re.escape(f"--device {device}:")):
