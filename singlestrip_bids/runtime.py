@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import platform
@@ -51,7 +52,7 @@ def start(device: str, threads: int | None = None) -> Runtime:
         The device is not known or not there; a GPU that was asked for is never replaced by the
         processor.
     """
-    _ensure_home()
+    _name_user()
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
@@ -76,12 +77,19 @@ def start(device: str, threads: int | None = None) -> Runtime:
     return Runtime(chosen, _cpu_has_bfloat16())
 
 
-def _ensure_home() -> None:
-    """Set HOME for a user of a container who has none: pybids cannot be imported without."""
+def _name_user() -> None:
+    """Give home and name to a container's user without a passwd entry.
+
+    Without a home pybids cannot be imported; without a name the optimisers of PyTorch 2.10 fail.
+    """
     try:
         Path.home()
     except RuntimeError:
         os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # Python 3.13 raises the second
+        os.environ["USER"] = str(os.getuid())
 
 
 def _cpu_has_bfloat16() -> bool:
