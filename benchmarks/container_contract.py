@@ -149,7 +149,7 @@ def stop(call: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the terms, both levels, and the stop by SIGTERM; return 0 if all hold."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("engine", choices=("docker", "podman", "apptainer", "here"))
     parser.add_argument("image", nargs="?", default="singlestrip-bids")
     parser.add_argument("--work", type=Path, required=True, help="a folder that is not there yet")
