@@ -248,12 +248,7 @@ def provenance(scan: Scan) -> dict[str, Any]:
 
 
 def write_dataset(
-    output_dir: Path,
-    bids_dir: Path,
-    *,
-    command: str = "",
-    container: str = "",
-    readme: str = README,
+    output_dir: Path, bids_dir: Path, *, command: str = "", readme: str = README
 ) -> None:
     """Make the output folder a BIDS derivative dataset.
 
@@ -266,8 +261,6 @@ def write_dataset(
         The two datasets.
     command
         The command line, kept as the description of this run.
-    container
-        Tag of the container image, if it runs in one.
     readme
         What to write to `README.md`.
 
@@ -280,7 +273,7 @@ def write_dataset(
     tool: dict[str, Any] = {"Name": TOOL, "Version": __version__}
     tool |= {"Description": command} if command else {}
     tool |= {"CodeURL": url} if (url := _code_url()) else {}
-    tool |= {"Container": {"Type": "docker", "Tag": container}} if container else {}
+    tool |= {"Container": container} if (container := _container()) else {}
     description = {
         "Name": "Brain masks by singlestrip-bids",
         "BIDSVersion": BIDS_VERSION,
@@ -350,6 +343,13 @@ def _code_url() -> str | None:
         return None
     urls = dict(entry.split(", ", 1) for entry in entries)
     return next((urls[key] for key in ("Source", "Repository", "Homepage") if key in urls), None)
+
+
+def _container() -> dict[str, str]:
+    """Return type and tag of the image this runs in; its recipe sets the variable of the tag."""
+    tag = os.environ.get("SINGLESTRIP_CONTAINER")
+    kind = "singularity" if "APPTAINER_CONTAINER" in os.environ else "docker"
+    return {"Type": kind, "Tag": tag} if tag else {}
 
 
 def _cell(value: object) -> str:

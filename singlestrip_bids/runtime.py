@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
+import os
 import platform
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +52,7 @@ def start(device: str, threads: int | None = None) -> Runtime:
         The device is not known or not there; a GPU that was asked for is never replaced by the
         processor.
     """
+    _name_user()
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
@@ -71,6 +75,21 @@ def start(device: str, threads: int | None = None) -> Runtime:
     if chosen.type == "cuda":
         return Runtime(chosen, torch.cuda.is_bf16_supported())
     return Runtime(chosen, _cpu_has_bfloat16())
+
+
+def _name_user() -> None:
+    """Give home and name to a container's user without a passwd entry.
+
+    Without a home pybids cannot be imported; without a name the optimisers of PyTorch 2.10 fail.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # Python 3.13 raises the second
+        os.environ["USER"] = str(os.getuid())
 
 
 def _cpu_has_bfloat16() -> bool:

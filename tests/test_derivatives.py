@@ -325,10 +325,14 @@ class TestDataset:
             "Score": 1,
         }
 
-    def test_description(self, tmp_path):
+    @pytest.mark.parametrize("kind", ["docker", "singularity"])
+    def test_description(self, tmp_path, monkeypatch, kind):
         write_description(tmp_path / "bids")
+        monkeypatch.setenv("SINGLESTRIP_CONTAINER", "img:1")
+        if kind == "singularity":
+            monkeypatch.setenv("APPTAINER_CONTAINER", "/images/img.sif")
         out = tmp_path / "bids" / "derivatives" / "singlestrip"
-        write_dataset(out, tmp_path / "bids", command="a b", container="img:1")
+        write_dataset(out, tmp_path / "bids", command="a b")
         description = read_json(out / "dataset_description.json")
         assert description["DatasetType"] == "derivative"
         assert description["BIDSVersion"] == "1.10.0"
@@ -336,7 +340,7 @@ class TestDataset:
         (tool,) = description["GeneratedBy"]
         assert (tool["Name"], tool["Version"]) == ("singlestrip-bids", __version__)
         assert tool["Description"] == "a b"
-        assert tool["Container"] == {"Type": "docker", "Tag": "img:1"}
+        assert tool["Container"] == {"Type": kind, "Tag": "img:1"}
         assert "*.html\nlogs\nlog\nfigures\n" in (out / ".bidsignore").read_text()
         assert made_here(out)
 

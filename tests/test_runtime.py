@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import getpass
 import io
 import itertools
 import json
@@ -8,6 +9,8 @@ import os
 import re
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,24 @@ NUMBER = st.integers(-(2**63), 2**63 - 1)
 
 
 class TestStart:
+    def test_a_user_without_home_and_passwd_entry_gets_both(self, monkeypatch):
+        for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31)
+        with pytest.raises(RuntimeError):
+            Path.home()
+        with pytest.raises((KeyError, OSError)):
+            getpass.getuser()
+        start("cpu")
+        assert Path.home() == Path(tempfile.gettempdir())
+        assert getpass.getuser() == str(2**31)
+
+    def test_home_and_name_are_left_alone(self, monkeypatch):
+        monkeypatch.setenv("HOME", "/somewhere")
+        monkeypatch.setenv("LOGNAME", "somebody")
+        start("cpu")
+        assert (str(Path.home()), getpass.getuser()) == ("/somewhere", "somebody")
+
     @pytest.mark.parametrize("device", ["tpu", "", "gpu", "cpu:x", "cuda:-2", "meta", "mps"])
     def test_unknown_device(self, device):
         with pytest.raises(Usage, match=re.escape(f"--device {device}:")):
