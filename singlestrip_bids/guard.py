@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from .calibration import Calibration, line_through, look
+from .calibration import Calibration, Evidence, line_through, look
 from .config import SynthesisConfig
 from .inputs import Scan
 from .metrics import dice
 from .networks import UNet
+from .ranking import masks_of
 from .runtime import Progress, check_stop, mix_seed
 from .stage import Stage
 from .synthesis import Source, training_batch
@@ -109,8 +110,11 @@ def choose(
     calibrations, standings = {}, dict[str, Standing]()
     for name, network in networks.items():
         calibration, copies = calibrate(stage, sources, network, autoencoder, name)
-        expected = _expected(stage, sample, network, autoencoder, calibration, name)
+        seen = _seen(stage, sample, network, autoencoder, name)
+        judged = [(one.evidence, one.opinion) for one in seen if one.opinion is not None]
+        calibration = calibration.lowered([e for e, _ in judged], [o for _, o in judged])
         calibrations[name] = calibration
+        expected = [calibration.expect(one.evidence)[0] * one.plausible for one in seen]
         standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
     first, last = next(iter(standings)), next(reversed(standings))
     kept = last if standings[last].worth >= standings[first].worth - TOLERANCE else first
@@ -126,26 +130,35 @@ def _sample(pool: Sequence[Scan]) -> list[Scan]:
     return [pool[place] for place in places]
 
 
-def _expected(
-    stage: Stage,
-    sample: Sequence[Scan],
-    network: UNet,
-    autoencoder: nn.Module,
-    calibration: Calibration,
-    name: str,
-) -> list[float]:
-    """Return the Dice to be expected of each scan of the sample."""
-    expected = []
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of one unlabelled scan's mask.
+
+    ``opinion`` is its Dice with the labelled mask carried over by registration, if there is one.
+    """
+
+    evidence: Evidence
+    plausible: bool
+    opinion: float | None
+
+
+def _seen(
+    stage: Stage, sample: Sequence[Scan], network: UNet, autoencoder: nn.Module, name: str
+) -> list[_Seen]:
+    """Mask each scan of the sample."""
+    found = []
     with Progress(f"guard: {name}", len(sample)) as progress:
         for scan in sample:
             check_stop()
             conformed = stage.conform(scan)
             seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
             share = seen.mask.sum() * stage.frame.voxel_size**3 / 1000 / stage.frame.brain_ml
-            plausible = PLAUSIBLE[0] < share < PLAUSIBLE[1]
-            expected.append(calibration.expect(seen.evidence)[0] if plausible else 0.0)
-            progress.step(f"{scan.name} {expected[-1]:.3f}")
-    return expected
+            plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
+            carried = masks_of(stage, scan, "round-1").get("carried")
+            opinion = None if carried is None else dice(seen.mask, carried)
+            found.append(_Seen(seen.evidence, plausible, opinion))
+            progress.step(scan.name)
+    return found
 
 
 def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:

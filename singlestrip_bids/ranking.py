@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoints, model, quality, volume
 from .errors import BadData, log_failure
@@ -24,13 +24,33 @@ from .stage import Stage
 from .synthesis import Source
 from .volume import Conformed, Mask
 
-Guess = Callable[[Conformed], tuple[Mask, float | None]]
+
+@dataclass(frozen=True)
+class Guess:
+    """A pseudo-mask, and what came with it where the labelled scan was registered.
+
+    Attributes
+    ----------
+    mask : ndarray of bool
+        (X, Y, Z) on the model's grid.
+    carried : ndarray of bool or None
+        The labelled mask as registration carries it over.
+    agreement : float or None
+        Dice of that and the network's mask, where both were made.
+    """
+
+    mask: Mask
+    carried: Mask | None = None
+    agreement: float | None = None
 
 
-def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guess:
+Guesser = Callable[[Conformed], Guess]
+
+
+def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
     """Make the function that guesses a scan's mask by the network, by registration or by both.
 
-    The consensus is the mean of both, cut at one half; it comes with the Dice of the two masks.
+    The consensus is the mean of both, cut at one half.
     """
 
     def by_network(conformed: Conformed) -> NDArray[np.float32]:
@@ -41,21 +61,24 @@ def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) ->
         carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
         return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
 
-    def by_both(conformed: Conformed) -> tuple[Mask, float | None]:
-        first, second = by_network(conformed), by_registration(conformed)
-        agreement = dice(mask_from(first), mask_from(second))
-        return mask_from(np.float32(0.5) * (first + second)), agreement
+    def guess(conformed: Conformed) -> Guess:
+        if way == "network":
+            return Guess(mask_from(by_network(conformed)))
+        second = by_registration(conformed)
+        carried = mask_from(second)
+        if way == "registration":
+            return Guess(carried, carried)
+        first = by_network(conformed)
+        consensus = mask_from(np.float32(0.5) * (first + second))
+        return Guess(consensus, carried, dice(mask_from(first), carried))
 
-    if way == "consensus":
-        return by_both
-    single = by_network if way == "network" else by_registration
-    return lambda conformed: (mask_from(single(conformed)), None)
+    return guess
 
 
 def rank(
     stage: Stage,
     pool: Sequence[Scan],
-    guess: Guess,
+    guess: Guesser,
     autoencoder: nn.Module,
     name: str,
     key: str,
@@ -92,7 +115,7 @@ def rank(
 
 
 def _candidate(
-    stage: Stage, scan: Scan, guess: Guess, autoencoder: nn.Module, name: str, key: str
+    stage: Stage, scan: Scan, guess: Guesser, autoencoder: nn.Module, name: str, key: str
 ) -> Candidate:
     path, key = _place(stage, scan, name), model.fingerprint(key, model.sha256(scan.path))
     if path.is_file():
@@ -103,13 +126,25 @@ def _candidate(
         except BadData:
             pass  # half a file from elsewhere: the mask is made again
     conformed = stage.conform(scan)
-    mask, agreement = guess(conformed)
-    score = quality.score(autoencoder, mask, stage.method.quality, stage.runtime)
-    millilitres = volume.millilitres(mask, conformed.affine)
-    candidate = Candidate(scan.relative, score, agreement, millilitres)
-    packed = torch.frombuffer(bytearray(volume.pack(mask)), dtype=torch.uint8)
-    checkpoints.save(path, {"mask": packed}, {"fingerprint": key, "candidate": asdict(candidate)})
+    made = guess(conformed)
+    score = quality.score(autoencoder, made.mask, stage.method.quality, stage.runtime)
+    millilitres = volume.millilitres(made.mask, conformed.affine)
+    candidate = Candidate(scan.relative, score, made.agreement, millilitres)
+    masks = {"mask": made.mask} | ({} if made.carried is None else {"carried": made.carried})
+    card = {"fingerprint": key, "candidate": asdict(candidate), "shape": made.mask.shape}
+    checkpoints.save(path, {name: _packed(mask) for name, mask in masks.items()}, card)
     return candidate
+
+
+def _packed(mask: Mask) -> Tensor:
+    return torch.frombuffer(bytearray(volume.pack(mask)), dtype=torch.uint8)
+
+
+def masks_of(stage: Stage, scan: Scan, name: str) -> dict[str, Mask]:
+    """Read the masks that :func:`rank` left on disk: ``mask``, and ``carried`` if there is one."""
+    tensors, card = checkpoints.load(_place(stage, scan, name))
+    shape = tuple(card["shape"])
+    return {key: volume.unpack(t.numpy().tobytes(), shape) for key, t in tensors.items()}
 
 
 def _place(stage: Stage, scan: Scan, name: str) -> Path:
@@ -124,8 +159,6 @@ def pseudo_label(stage: Stage, kept: Sequence[Scan], name: str) -> list[Source]:
         for scan in kept:
             check_stop()
             conformed = stage.conform(scan)
-            tensors, _ = checkpoints.load(_place(stage, scan, name))
-            packed = tensors["mask"].numpy().tobytes()
-            sources.append(stage.source(conformed, volume.unpack(packed, conformed.data.shape)))
+            sources.append(stage.source(conformed, masks_of(stage, scan, name)["mask"]))
             progress.step(scan.name)
     return sources

@@ -13,6 +13,7 @@ from singlestrip_bids.frame import Frame
 from singlestrip_bids.guard import HARDEST, choose, severity
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.networks import Autoencoder
+from singlestrip_bids.ranking import Guess, rank
 from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.stage import Stage
 from singlestrip_bids.volume import Conformed
@@ -61,6 +62,13 @@ def pool(tmp_path_factory):
     return find_scans(root, ("T1w", "T2w"), ())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranked(stage, pool, autoencoder):
+    """Pseudo-masks on disk, as the first round leaves them: no registration."""
+    guess = Guess(np.ones((32, 32, 32), bool))
+    rank(stage, pool, lambda conformed: guess, autoencoder, "round-1", "key")
+
+
 @pytest.fixture(scope="module")
 def autoencoder():
     torch.manual_seed(0)
@@ -98,6 +106,20 @@ def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, a
     networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
     verdict = choose(small, pool, sources, networks, autoencoder)
     assert verdict.standings["sl1"].pool == 0
+
+
+def test_a_second_opinion_lowers_what_is_expected(stage, sources, pool, autoencoder, tmp_path):
+    other = replace(stage, work=tmp_path)
+    empty = np.zeros((32, 32, 32), bool)
+    corner = empty.copy()
+    corner[:8, :8, :8] = True
+    guess = Guess(~empty, carried=corner)
+    rank(other, pool, lambda conformed: guess, autoencoder, "round-1", "key")
+    networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
+    alone = choose(stage, pool, sources, networks, autoencoder)
+    doubted = choose(other, pool, sources, networks, autoencoder)
+    assert doubted.calibration.constant > alone.calibration.constant
+    assert doubted.standings["sl1"].copies == alone.standings["sl1"].copies
 
 
 def test_copies_get_harder():

@@ -11,7 +11,7 @@ from singlestrip_bids.config import PRESETS, sloppy
 from singlestrip_bids.frame import Frame
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.networks import Autoencoder
-from singlestrip_bids.ranking import pseudo_label, rank
+from singlestrip_bids.ranking import Guess, masks_of, pseudo_label, rank
 from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.stage import Stage
 
@@ -19,7 +19,7 @@ METHOD = sloppy(PRESETS["quick"])
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
 
 
-class Guesser:
+class Middle:
     """Takes the middle of the grid for the brain, and counts."""
 
     def __init__(self, edge: int = 8):
@@ -31,7 +31,7 @@ class Guesser:
         mask = np.zeros(conformed.data.shape, bool)
         middle = [n // 2 for n in mask.shape]
         mask[tuple(slice(m - self.edge // 2, m + self.edge // 2) for m in middle)] = True
-        return mask, 0.9
+        return Guess(mask, carried=~mask, agreement=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def autoencoder():
 
 
 def test_a_ranking_that_was_stopped_goes_on(stage, pool, autoencoder):
-    first, again = Guesser(), Guesser()
+    first, again = Middle(), Middle()
     before = rank(stage, pool[:2], first, autoencoder, "round-1", "key")
     after = rank(stage, pool, again, autoencoder, "round-1", "key")
     assert first.calls == 2
@@ -73,20 +73,20 @@ def test_a_ranking_that_was_stopped_goes_on(stage, pool, autoencoder):
 
 @pytest.mark.parametrize("change", ["key", "round", "scan", "damage"])
 def test_a_mask_made_from_something_else_is_made_again(stage, pool, autoencoder, change):
-    rank(stage, pool, Guesser(), autoencoder, "round-1", "key")
+    rank(stage, pool, Middle(), autoencoder, "round-1", "key")
     if change == "scan":
         shutil.copy(pool[1].path, pool[0].path)
     if change == "damage":
         next((stage.work / "round-1").iterdir()).write_bytes(b"half a file")
     key = "other" if change == "key" else "key"
     name = "round-2" if change == "round" else "round-1"
-    again = Guesser()
+    again = Middle()
     rank(stage, pool, again, autoencoder, name, key)
     assert again.calls == (len(pool) if change in ("key", "round") else 1)
 
 
 def test_the_kept_masks_become_sources(stage, pool, autoencoder):
-    rank(stage, pool, Guesser(), autoencoder, "round-1", "key")
+    rank(stage, pool, Middle(), autoencoder, "round-1", "key")
     sources = pseudo_label(stage, pool, "round-1")
     assert len(sources) == len(pool)
     for source in sources:
@@ -98,11 +98,19 @@ def test_the_kept_masks_become_sources(stage, pool, autoencoder):
 
 def test_a_bad_scan_gets_a_note_and_is_tried_again(stage, pool, autoencoder, caplog):
     pool[0].path.write_bytes(b"no image")
-    ranked = rank(stage, pool, Guesser(), autoencoder, "round-1", "key")
+    ranked = rank(stage, pool, Middle(), autoencoder, "round-1", "key")
     assert str(pool[0].path) in ranked[0].note
     assert not ranked[0].kept
     assert [candidate.kept for candidate in ranked[1:]] == [True] * (len(pool) - 1)
-    again = Guesser()
+    again = Middle()
     rank(stage, pool, again, autoencoder, "round-1", "key")
     assert again.calls == 0
     assert caplog.text.count(pool[0].name) >= 2
+
+
+def test_masks_come_back_from_disk(stage, pool, autoencoder):
+    rank(stage, pool[:1], Middle(), autoencoder, "round-1", "key")
+    masks = masks_of(stage, pool[0], "round-1")
+    assert masks.keys() == {"mask", "carried"}
+    assert masks["mask"].sum() == 8**3
+    assert (masks["mask"] ^ masks["carried"]).all()
