@@ -92,6 +92,15 @@ def build_parser() -> Parser:
         help="only these subjects, with or without sub-",
     )  # fmt: skip
     which.add_argument(
+        "--session-label", "--session_label", "--session-id", nargs="+", default=[],
+        metavar="LABEL", help="only these sessions, with or without ses-",
+    )  # fmt: skip
+    which.add_argument(
+        "--bids-filter-file", type=Path, metavar="FILE",
+        help="only the scans that meet its conditions: JSON as for fMRIPrep, such as "
+        '{"t1w": {"run": 1, "acquisition": null}}',
+    )  # fmt: skip
+    which.add_argument(
         "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
         help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
         f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
@@ -244,8 +253,9 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         machine = runtime.start(arguments.device, arguments.omp_nthreads)
         preset = arguments.preset or ("standard" if machine.device.type == "cuda" else "quick")
-        config = _config(arguments, preset)
         from . import derivatives, group, handoff, participant
+
+        config = _config(arguments, preset)
 
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
@@ -272,9 +282,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
+    from . import filters
+
     def absolute(path: Path | None) -> Path | None:
         return path.absolute() if path else None
 
+    filter_file = arguments.bids_filter_file
     return RunConfig(
         bids_dir=arguments.bids_dir.absolute(),
         output_dir=arguments.output_dir.absolute(),
@@ -282,6 +295,8 @@ def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
         method=method_from(arguments, preset),
         modalities=tuple(arguments.modalities),
         participant_label=tuple(arguments.participant_label),
+        session_label=tuple(arguments.session_label),
+        filters=filters.read(filter_file) if filter_file else {},
         label_subject=tuple(arguments.label_subject),
         label_mask=absolute(arguments.label_mask),
         derivatives=tuple(path.absolute() for path in arguments.derivatives),

@@ -327,7 +327,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadData(f"{path} is not readable JSON: {error}. Correct the file.") from error
     if not isinstance(content, dict):
         raise BadData(f"{path} holds no JSON object. Correct the file.")

@@ -20,7 +20,8 @@ from .config import RunConfig, SynthesisConfig, TrainingConfig
 from .errors import BadData, ScanFailed
 from .guard import choose
 from .inference import conform_image
-from .inputs import Label, Scan, find_label, find_scans
+from .inputs import Scan, selected
+from .labelled import Label, find_label
 from .losses import soft_dice
 from .metrics import dice
 from .networks import Autoencoder, UNet
@@ -43,7 +44,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     SingleStripError
         The label or the selection does not allow a model.
     """
-    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    scans = selected(config)
     labelled = find_label(
         config.bids_dir, scans, config.label_subject, config.derivatives, config.label_mask
     )

@@ -133,8 +133,7 @@ def _warn(group: Path, scans: Sequence[Scan], config: RunConfig) -> None:
     )
     LOG.warning(
         "%s has %d T1w scans: %s. fMRIPrep merges them into one reference on a grid of its own, "
-        "so no mask of them is handed over, and fMRIPrep makes its own. %sTo hand one over, "
-        "give this program a dataset with one of these scans alone, and fMRIPrep the same or a "
-        "--bids-filter-file that selects it.",
+        "so no mask of them is handed over, and fMRIPrep makes its own. %sTo hand one over, give "
+        "this program and fMRIPrep a --bids-filter-file that selects it.",
         who, len(scans), names, remedy,
     )  # fmt: skip

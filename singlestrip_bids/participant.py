@@ -11,7 +11,7 @@ from . import derivatives, handoff, inference, model, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
-from .inputs import Scan, find_scans
+from .inputs import Scan, selected
 from .model import Model
 from .runtime import Progress, Runtime, check_stop
 from .volume import Array, Image, Mask
@@ -51,7 +51,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     """
     folder = config.model or derivatives.model_dir(config.output_dir)
     trained = model.load(folder, runtime)
-    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    scans = selected(config)
     derivatives.write_dataset(config.output_dir, config.bids_dir)
     handed = handoff.start(config, scans)
     failed: dict[str, str] = {}

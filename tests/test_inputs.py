@@ -9,7 +9,8 @@ from builders import add_mask, make_dataset, write_description, write_nifti
 
 from singlestrip_bids.config import ANATOMICAL
 from singlestrip_bids.errors import InvalidDataset, NoInput, NothingSelected, Usage
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SCANS = (

@@ -8,7 +8,8 @@ from builders import OTHER_AFFINE, SHAPE, add_mask, make_dataset, write_nifti
 
 from singlestrip_bids.derivatives import mask_path
 from singlestrip_bids.errors import BadData, NoInput, Usage
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SCANS = (
