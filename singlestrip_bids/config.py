@@ -173,6 +173,7 @@ class RunConfig:
     participant_label: tuple[str, ...] = ()
     session_label: tuple[str, ...] = ()
     filters: Filters = field(default_factory=dict)
+    database: Path | None = None
     label_subject: tuple[str, ...] = ()
     label_mask: Path | None = None
     derivatives: tuple[Path, ...] = ()
@@ -182,3 +183,6 @@ class RunConfig:
     border_mm: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
+    overwrite: bool = False
+    stop_on_first_crash: bool = False
+    log_dir: Path | None = None

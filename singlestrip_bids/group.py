@@ -152,7 +152,8 @@ def _start(
     folder = derivatives.model_dir(config.output_dir)
     brain_ml = float(np.median([volume.millilitres(m, i.affine) for i, m in pairs]))
     work = config.work_dir or folder / "work"
-    stage = Stage(folder, work, method, voxel_size, brain_ml, runtime)
+    how = (config.log_dir, config.stop_on_first_crash)
+    stage = Stage(folder, work, method, voxel_size, brain_ml, runtime, *how)
     sources = []
     for image, mask in pairs:
         multiple = method.network.multiple

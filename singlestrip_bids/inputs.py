@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from . import filters
+from .annex import check_content
 from .config import ALL_MODALITIES, ANATOMICAL, Filters, RunConfig
-from .derivatives import read_json
+from .derivatives import read_json, write_bytes
 from .errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
 
 MAIN_SUFFIX: Mapping[str, str] = {"anat": "T1w", "func": "bold", "perf": "asl", "dwi": "dwi"}
@@ -90,6 +92,7 @@ def selected(config: RunConfig) -> tuple[Scan, ...]:
         config.participant_label,
         config.session_label,
         config.filters,
+        config.database,
     )
 
 
@@ -99,6 +102,7 @@ def find_scans(
     participant_label: Sequence[str] = (),
     session_label: Sequence[str] = (),
     conditions: Filters | None = None,
+    database: Path | None = None,
 ) -> tuple[Scan, ...]:
     """List the scans of a BIDS dataset, sorted by path.
 
@@ -112,6 +116,8 @@ def find_scans(
         Subjects and sessions, with or without `sub-` and `ses-`; all if empty.
     conditions
         Of the filter file.
+    database
+        Folder of a pybids index to use; it is made if it is not there.
 
     Raises
     ------
@@ -133,7 +139,7 @@ def find_scans(
             "Correct --participant-label."
         )
     who = listed(subjects, "sub-") or "any subject"
-    found = scans_of(root, subjects)
+    found = scans_of(root, subjects, database)
     own = _of_sessions(found, bare(session_label, "ses-"), who)
     fitting = [scan for scan in own if scan.suffix in wanted]
     if not fitting:
@@ -182,13 +188,14 @@ def dataset_root(bids_dir: Path) -> Path:
     if not root.is_dir():
         raise NoInput(f"{root} is not a folder. Give the root of a BIDS dataset.")
     description = root / "dataset_description.json"
-    if not description.is_file():
+    if not description.is_file() and not description.is_symlink():
         raise InvalidDataset(
             f"{root} has no dataset_description.json, so it is not a BIDS dataset. "
             "Give the dataset's root, or add the file "
             '({"Name": "...", "BIDSVersion": "1.10.0"}).'
         )
     try:
+        check_content(description)
         read_json(description)
     except BadData as error:
         raise InvalidDataset(str(error)) from error
@@ -204,9 +211,11 @@ def subjects_in(root: Path) -> tuple[str, ...]:
         return tuple(sorted(match[1] for match in matches if match))
 
 
-def scans_of(root: Path, subjects: Sequence[str]) -> tuple[Scan, ...]:
+def scans_of(
+    root: Path, subjects: Sequence[str], database: Path | None = None
+) -> tuple[Scan, ...]:
     """List the images of some subjects (all if empty) that have a known suffix."""
-    images = _images(root, subjects)
+    images = _indexed(root, subjects, database) if database else _images(root, subjects)
     scans = (Scan(path, root, entities_of(path.relative_to(root))) for path in images)
     return tuple(scan for scan in scans if scan.entities.get("suffix") in ALL_MODALITIES)
 
@@ -225,6 +234,40 @@ def _images(root: Path, subjects: Sequence[str]) -> Iterator[Path]:
                 for name in _names(place):
                     if re.fullmatch(r"sub-.+\.nii(\.gz)?", name):
                         yield place / name
+
+
+def _indexed(root: Path, subjects: Sequence[str], database: Path) -> Iterator[Path]:
+    """Find the same files by a pybids index on disk, which is made first if there is none."""
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer  # slow to import
+
+    index = database / "layout_index.sqlite"
+    if not index.is_file():
+        if database.resolve().is_relative_to(root.resolve()):
+            raise Usage(f"{database} (--bids-database-dir) is in {root}. Choose a folder outside.")
+        kept = rf"{SUBJECT}(/ses-[a-zA-Z0-9+]+)?(/({DATATYPES})(/sub-[^/]+\.nii(\.gz)?)?)?"
+        ignored = [re.compile(rf"^/(?!{kept}$)")]
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignored)
+        with tempfile.TemporaryDirectory() as folder:  # other jobs see a whole index or none
+            BIDSLayout(root, validate=False, database_path=folder, indexer=indexer)
+            write_bytes(index, (Path(folder) / index.name).read_bytes())
+    try:
+        layout = BIDSLayout(root, validate=False, database_path=database)
+        paths = [Path(path) for path in layout.get(return_type="filename")]
+    except Exception as error:  # pybids and its database say it in many ways
+        raise BadData(
+            f"{index} is no index of pybids: {error!r}. Remove it; it is made anew."
+        ) from error
+    if Path(layout.root).resolve() != root.resolve():
+        raise Usage(
+            f"{index} is an index of {layout.root}, not of {root}. "
+            "Choose another --bids-database-dir."
+        )
+    whose = "|".join(map(re.escape, subjects)) or "[a-zA-Z0-9+]+"
+    kept = rf"sub-({whose})(/ses-[a-zA-Z0-9+]+)?/({DATATYPES})/sub-[^/]+\.nii(\.gz)?"
+    for path in paths:
+        relative = path.relative_to(layout.root)
+        if re.fullmatch(kept, relative.as_posix()):
+            yield root / relative
 
 
 def _names(folder: Path) -> list[str]:

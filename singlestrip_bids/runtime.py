@@ -73,6 +73,11 @@ def start(device: str, threads: int | None = None) -> Runtime:
     return Runtime(chosen, _cpu_has_bfloat16())
 
 
+def threads() -> int:
+    """Return the number of CPU threads in use."""
+    return torch.get_num_threads()
+
+
 def _cpu_has_bfloat16() -> bool:
     """Tell whether bfloat16 is faster here: only with instructions of its own (AVX-512, AMX)."""
     try:

@@ -19,6 +19,7 @@ MODULES = pytest.mark.parametrize("module", SOURCES)
 ORDER = [
     "__init__",
     "errors",
+    "annex",
     "config",
     "derivatives",
     "runtime",
@@ -37,10 +38,12 @@ ORDER = [
     "calibration",
     "selection",
     "model",
+    "records",
     "pairing",
     "filters",
     "inputs",
     "labelled",
+    "finished",
     "handoff",
     "participant",
     "stage",
@@ -48,6 +51,7 @@ ORDER = [
     "guard",
     "group",
     "cli",
+    "descriptor",
     "interfaces.__init__",
     "interfaces.nipype",
 ]

@@ -100,7 +100,7 @@ class TestScanOf:
         mask = bids / "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
         mask.parent.mkdir(parents=True)
         mask.symlink_to("gone")
-        with pytest.raises(BadData, match="link to a file that is not there"):
+        with pytest.raises(BadData, match="a link to a file that is not there, gone"):
             find_label(bids)
 
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x1f\x8b\x08\x00"])
