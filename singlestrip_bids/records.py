@@ -67,6 +67,8 @@ def tokens(path: Path) -> list[str]:
     words: list[str] = []
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
+        if "\0" in str(value):
+            raise BadData(f"{path}: {name} has a null character. Correct it.")
         if value is True:
             words += [option]
         elif isinstance(value, list) and value:

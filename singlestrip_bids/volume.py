@@ -20,6 +20,7 @@ import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -71,7 +72,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     check_content(path)
     try:
         nifti = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
         raise BadData(
             f"{path}: not a readable NIfTI image ({error}); restore the file."
         ) from error
@@ -103,14 +104,14 @@ def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]
         shape = shape[:-1]
     if len(shape) not in (3, 4):
         raise BadData(f"{path}: {len(shape)} dimensions {shape}; give a 3D or 4D image.")
-    if 0 in shape:
+    if min(shape) < 1:
         raise BadData(f"{path}: no voxels, shape {shape}; restore the file.")
     try:
         _check_length(path, nifti)
         if len(shape) == 3:
             return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
         return _mean_over_time(nifti, shape), shape[3]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
 
 

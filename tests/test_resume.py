@@ -166,6 +166,7 @@ def test_a_run_is_repeated_from_its_record(heads, trained, tmp_path):
         ("{", 65, "not readable JSON"),
         ('{"steps": 3}', 65, "has no options"),
         ('{"options": {"steps": {}}}', 65, "steps is {}"),
+        ('{"options": {"label_mask": "\\u0000"}}', 65, "null character"),
         ('{"options": {"steps": "many"}}', 64, "config.json): error: argument --steps"),
         ('{"options": {"colour": "red"}}', 64, "--colour=red"),
         ('{"options": {"levels": ["x"]}}', 64, "--levels"),
