@@ -28,7 +28,8 @@ from typing import Any
 from benchmarks import peers, qc, record, score
 from singlestrip_bids import cli, derivatives, runtime
 from singlestrip_bids.errors import SingleStripError
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 
 SHARED = ("autoencoder.safetensors", "sl1.safetensors")  # taken over if the fingerprints agree
 

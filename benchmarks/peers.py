@@ -29,7 +29,8 @@ import numpy as np
 from benchmarks import record, score
 from singlestrip_bids import derivatives, volume
 from singlestrip_bids.errors import SingleStripError
-from singlestrip_bids.inputs import Label, Scan, find_label, find_scans
+from singlestrip_bids.inputs import Scan, find_scans
+from singlestrip_bids.labelled import Label, find_label
 
 LIMIT_S = 3600  # a tool that needs longer for a scan has failed
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 from .config import (
@@ -67,6 +68,10 @@ def _border(text: str) -> float:
     return value
 
 
+def _derivatives(text: str) -> Path:
+    return Path(re.sub(r"^\w[\w.-]*=", "", text))
+
+
 def build_parser() -> Parser:
     """Build the parser; its help is the reference of all options."""
     parser = Parser(
@@ -92,9 +97,29 @@ def build_parser() -> Parser:
         help="only these subjects, with or without sub-",
     )  # fmt: skip
     which.add_argument(
+        "--session-label", "--session_label", "--session-id", nargs="+", default=[],
+        metavar="LABEL", help="only these sessions, with or without ses-",
+    )  # fmt: skip
+    which.add_argument(
+        "--bids-filter-file", type=Path, metavar="FILE",
+        help="only the scans that meet its conditions: JSON as for fMRIPrep, such as "
+        '{"t1w": {"run": 1, "acquisition": null}}',
+    )  # fmt: skip
+    which.add_argument(
         "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
         help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
         f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
+    )  # fmt: skip
+
+    which.add_argument(
+        "--bids-database-dir", type=Path, metavar="DIR",
+        help="take the names of files from a pybids index in DIR, which is made if there is none; "
+        "remove it when files were added (default: look into the folders)",
+    )  # fmt: skip
+    which.add_argument(
+        "--skip-bids-validation", action="store_true",
+        help="changes nothing, for other BIDS Apps' sake: the whole dataset is never validated, "
+        "but each file that is used is checked",
     )  # fmt: skip
 
     label = parser.add_argument_group("the label (group)")
@@ -104,8 +129,8 @@ def build_parser() -> Parser:
     )  # fmt: skip
     label.add_argument("--label-mask", type=Path, metavar="FILE", help="its brain mask")
     label.add_argument(
-        "-d", "--derivatives", type=Path, nargs="+", default=[], metavar="PATH",
-        help="look for the mask here instead of in BIDS_DIR/derivatives/*",
+        "-d", "--derivatives", type=_derivatives, nargs="+", default=[], metavar="[NAME=]PATH",
+        help="look for the mask here instead of in BIDS_DIR/derivatives/*; NAME means nothing",
     )  # fmt: skip
 
     training = parser.add_argument_group("training (group)")
@@ -155,6 +180,11 @@ def build_parser() -> Parser:
     )  # fmt: skip
 
     masking.add_argument(
+        "--overwrite", action="store_true",
+        help="make masks anew that are there by the same model from the same scan "
+        "(default: skip such scans)",
+    )  # fmt: skip
+    masking.add_argument(
         "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
         help="also write: brain = anatomical scans, zero outside the mask; "
         "probseg = brain probability of every scan",
@@ -187,6 +217,15 @@ def build_parser() -> Parser:
         "-w", "--work-dir", type=Path, metavar="DIR",
         help="for what an unfinished training needs to go on "
         "(default: OUTPUT_DIR/code/singlestrip/work)",
+    )  # fmt: skip
+    how.add_argument(
+        "--stop-on-first-crash", action="store_true",
+        help="stop at the first scan that fails (default: do all others)",
+    )  # fmt: skip
+    how.add_argument(
+        "--config-file", type=Path, metavar="FILE",
+        help="take the options from OUTPUT_DIR/logs/RUN_ID/config.json of an earlier run; "
+        "those given beside it win",
     )  # fmt: skip
     how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     return parser
@@ -223,39 +262,62 @@ def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code (BIDS Apps draft, BEP027)."""
-    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = parser.parse_args(argv)
+        return _run(parse(words), words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    try:
-        return _run(arguments)
+    except SingleStripError as error:  # of the file of --config-file
+        print(f"singlestrip-bids: error: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from . import runtime
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; options that it does not give come from its `--config-file`."""
+    parser = build_parser()
+    arguments = parser.parse_args(words)
+    if arguments.config_file:
+        from .records import tokens
+
+        earlier = build_parser()
+        earlier.prog += f" (--config-file {arguments.config_file})"
+        places = [str(arguments.bids_dir), str(arguments.output_dir), *arguments.levels]
+        defaults = vars(earlier.parse_args([*places, *tokens(arguments.config_file)]))
+        parser.set_defaults(**defaults)
+        arguments = parser.parse_args(words)
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            setattr(arguments, name, value.absolute())
+    arguments.derivatives = [path.absolute() for path in arguments.derivatives]
+    return arguments
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    from . import derivatives, group, handoff, participant, records, runtime
 
     runtime.start_logging(arguments.verbose)
     log = logging.getLogger("singlestrip_bids")
-    code = 0
+    log_dir, code = None, 0
     try:
         machine = runtime.start(arguments.device, arguments.omp_nthreads)
-        preset = arguments.preset or ("standard" if machine.device.type == "cuda" else "quick")
-        config = _config(arguments, preset)
-        from . import derivatives, group, handoff, participant
-
+        arguments.device, arguments.omp_nthreads = str(machine.device), runtime.threads()
+        gpu = machine.device.type == "cuda"
+        arguments.preset = arguments.preset or ("standard" if gpu else "quick")
+        config = _config(arguments)
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
+        log_dir = config.log_dir
+        records.write_run(config, options_of(arguments), words)
         levels = {"group": group.run, "participant": participant.run}
         with runtime.stopping_on_sigterm():
             for level in config.levels:
                 try:
                     levels[level](config, machine)
                 except SingleStripError as error:
-                    if error.exit_code != 1:
+                    if error.exit_code != 1 or config.stop_on_first_crash:
                         raise
                     log.error("%s", error)
                     code = 1
@@ -269,29 +331,44 @@ def _run(arguments: argparse.Namespace) -> int:
     except runtime.OUT_OF_MEMORY as error:
         log.error("Out of GPU memory (%s); free it, or use a smaller --preset.", error)
         return TemporaryFailure.exit_code
+    except Exception as error:
+        records.report_crash(log_dir, "unexpected error, please report it", error)
+        return 1
     return code
 
 
-def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
-    def absolute(path: Path | None) -> Path | None:
-        return path.absolute() if path else None
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options by their long names, without what is given anew in each call."""
+    anew = ("bids_dir", "output_dir", "levels", "config_file", "verbose")
+    return {name: value for name, value in vars(arguments).items() if name not in anew}
 
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    from . import derivatives, filters, records
+
+    filter_file = arguments.bids_filter_file
     return RunConfig(
-        bids_dir=arguments.bids_dir.absolute(),
-        output_dir=arguments.output_dir.absolute(),
+        bids_dir=arguments.bids_dir,
+        output_dir=arguments.output_dir,
         levels=tuple(arguments.levels),
-        method=method_from(arguments, preset),
+        method=method_from(arguments, arguments.preset),
         modalities=tuple(arguments.modalities),
         participant_label=tuple(arguments.participant_label),
+        session_label=tuple(arguments.session_label),
+        filters=filters.read(filter_file) if filter_file else {},
+        database=arguments.bids_database_dir,
         label_subject=tuple(arguments.label_subject),
-        label_mask=absolute(arguments.label_mask),
-        derivatives=tuple(path.absolute() for path in arguments.derivatives),
-        model=absolute(arguments.model),
-        work_dir=absolute(arguments.work_dir),
+        label_mask=arguments.label_mask,
+        derivatives=tuple(arguments.derivatives),
+        model=arguments.model,
+        work_dir=arguments.work_dir,
         output=tuple(arguments.output),
         border_mm=arguments.border_mm,
-        fmriprep_masks=absolute(arguments.fmriprep_masks),
+        fmriprep_masks=arguments.fmriprep_masks,
         fmriprep_sessionwise=arguments.fmriprep_sessionwise,
+        overwrite=arguments.overwrite,
+        stop_on_first_crash=arguments.stop_on_first_crash,
+        log_dir=derivatives.log_dir(arguments.output_dir, records.new_run_id()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
 
 ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
 """Every suffix that can be asked for; ``all`` means these."""
+
+Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]
+"""Conditions on scans by suffix and entity; see `filters`."""
 
 OUTPUTS = ("brain", "probseg")
 """What the participant level can write beside the masks."""
@@ -167,6 +171,9 @@ class RunConfig:
     method: MethodConfig
     modalities: tuple[str, ...]
     participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    filters: Filters = field(default_factory=dict)
+    database: Path | None = None
     label_subject: tuple[str, ...] = ()
     label_mask: Path | None = None
     derivatives: tuple[Path, ...] = ()
@@ -176,3 +183,6 @@ class RunConfig:
     border_mm: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
+    overwrite: bool = False
+    stop_on_first_crash: bool = False
+    log_dir: Path | None = None

@@ -58,6 +58,11 @@ def model_dir(output_dir: Path) -> Path:
     return output_dir / "code" / "singlestrip"
 
 
+def log_dir(output_dir: Path, run_id: str) -> Path:
+    """Return the folder of what a run leaves for tracing it."""
+    return output_dir / "logs" / run_id
+
+
 def mask_path(output_dir: Path, scan: Scan, border_mm: float | None = None) -> Path:
     """Return where a scan's brain mask goes; different for every scan.
 
@@ -320,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadData(f"{path} is not readable JSON: {error}. Correct the file.") from error
     if not isinstance(content, dict):
         raise BadData(f"{path} holds no JSON object. Correct the file.")

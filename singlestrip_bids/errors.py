@@ -4,12 +4,6 @@ Raise the narrowest class. The message names the file, the fact and the remedy; 
 command line prints it without a traceback and exits with `exit_code`.
 """
 
-import logging
-import traceback
-from pathlib import Path
-
-LOG = logging.getLogger("singlestrip_bids")
-
 
 class SingleStripError(Exception):
     """Base of every error shown to the user as a message instead of a traceback."""
@@ -69,15 +63,3 @@ class TemporaryFailure(SingleStripError):
     """Stopped for a reason that may pass: a signal, or no GPU memory left; run it again."""
 
     exit_code = 75
-
-
-def log_failure(scan: Path, error: Exception) -> str:
-    """Log what kept one scan from being used, and return it as one line.
-
-    An error that was not foreseen is logged with its traceback.
-    """
-    if isinstance(error, SingleStripError):
-        LOG.error("%s", error)
-        return str(error)
-    LOG.error("%s: %r\n%s", scan, error, "".join(traceback.format_exception(error)))
-    return f"{scan}: {error!r}"

@@ -21,7 +21,8 @@ from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
 from .guard import choose
 from .inference import conform_image
-from .inputs import Label, Scan, find_label, find_scans
+from .inputs import Scan, selected
+from .labelled import Label, find_label
 from .losses import soft_dice
 from .metrics import dice
 from .networks import Autoencoder, UNet
@@ -44,7 +45,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     SingleStripError
         The label or the selection does not allow a model.
     """
-    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    scans = selected(config)
     labelled = find_label(
         config.bids_dir, scans, config.label_subject, config.derivatives, config.label_mask
     )
@@ -155,7 +156,8 @@ def _start(
     brain_ml = float(np.median([volume.millilitres(mask, i.affine) for i, mask in pairs]))
     frame = Frame(*grid, brain_ml, float(np.median([head_width(c)[0] for c in conformed])))
     folder = derivatives.model_dir(config.output_dir)
-    stage = Stage(folder, config.work_dir or folder / "work", method, frame, runtime)
+    how = (config.log_dir, config.stop_on_first_crash)
+    stage = Stage(folder, config.work_dir or folder / "work", method, frame, runtime, *how)
     targets = [volume.conform(mask, image.affine, *grid).data for image, mask in pairs]
     sources = [stage.source(c, target) for c, target in zip(conformed, targets, strict=True)]
     return stage, sources

@@ -19,6 +19,7 @@ import numpy as np
 from . import derivatives, volume
 from .config import RunConfig
 from .errors import Usage
+from .finished import write_with_sidecar
 from .inputs import Scan
 from .volume import Image, Mask
 
@@ -99,10 +100,11 @@ def write(folder: Path, scan: Scan, mask: Mask, image: Image, fields: Mapping[st
     """
     placed = volume.to_canonical(mask, image)
     path = derivatives.mask_path(folder, scan)
-    derivatives.write_mask(path, np.asarray(placed.dataobj), placed)
     about = f"{fields['Description']} Voxel axes reordered to the closest of RAS, as by fMRIPrep."
     content = derivatives.sidecar(scan, {**fields, "Description": about})
-    derivatives.write_json(derivatives.sidecar_path(path), content)
+    write_with_sidecar(
+        path, lambda: derivatives.write_mask(path, np.asarray(placed.dataobj), placed), content
+    )
 
 
 def _group(folder: Path, scan: Scan, sessionwise: bool) -> Path:
@@ -133,8 +135,7 @@ def _warn(group: Path, scans: Sequence[Scan], config: RunConfig) -> None:
     )
     LOG.warning(
         "%s has %d T1w scans: %s. fMRIPrep merges them into one reference on a grid of its own, "
-        "so no mask of them is handed over, and fMRIPrep makes its own. %sTo hand one over, "
-        "give this program a dataset with one of these scans alone, and fMRIPrep the same or a "
-        "--bids-filter-file that selects it.",
+        "so no mask of them is handed over, and fMRIPrep makes its own. %sTo hand one over, give "
+        "this program and fMRIPrep a --bids-filter-file that selects it.",
         who, len(scans), names, remedy,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from .annex import check_content
 from .derivatives import read_json
 from .errors import BadData, NoInput, Usage
 
@@ -140,13 +141,12 @@ def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) 
 
 def _grid(path: Path) -> _Grid:
     """Read shape and affine (voxel -> mm) from a NIfTI header."""
+    check_content(path)
     try:
         image = nib.load(path)
         shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, float)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        broken = path.is_symlink() and not path.exists()
-        fact = "is a link to a file that is not there" if broken else f"cannot be read: {error}"
-        raise BadData(f"{path} {fact}. Fetch or restore the file.") from error
+        raise BadData(f"{path} cannot be read: {error}. Restore the file.") from error
     if len(shape) < 3:
         raise BadData(f"{path} is not a volume: shape {shape}. Give a 3D image.")
     return shape, affine

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import derivatives, handoff, model, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
-from .errors import ScanFailed, log_failure
-from .inputs import Scan, find_scans
+from .errors import ScanFailed
+from .finished import finished, stamp, write_with_sidecar
+from .inputs import Scan, selected
 from .model import Model
+from .records import report_crash
 from .runtime import Progress, Runtime, check_stop
 from .volume import Array, Image, Mask
 
@@ -54,25 +58,54 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     """
     folder = config.model or derivatives.model_dir(config.output_dir)
     trained = model.load(folder, runtime)
-    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    scans = selected(config)
     derivatives.write_dataset(config.output_dir, config.bids_dir)
     handed = handoff.start(config, scans)
     failed: dict[str, str] = {}
+    skipped = 0
     with Progress("participant", len(scans)) as progress:
         for scan in scans:
             check_stop()
             note = scan.name
             try:
-                expected = process(scan, trained, config, runtime, scan in handed)
-                note += f" expected Dice {expected:.3f}"
+                wanted = images(scan, config, scan in handed)
+                if not config.overwrite and finished(wanted, scan, trained):
+                    skipped += 1
+                else:
+                    expected = process(scan, trained, config, runtime, scan in handed)
+                    note += f" expected Dice {expected:.3f}"
             except Exception as error:  # one bad scan never stops the others
-                failed[scan.relative] = log_failure(scan.path, error)
+                failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
             progress.step(note)
+            if failed and config.stop_on_first_crash:
+                LOG.error("Stopped: %d of %d scans were looked at.", progress.done, len(scans))
+                break
+    if skipped:
+        LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(scans)} scans have no mask:\n"
             + "\n".join(f"  {message}" for message in failed.values())
         )
+
+
+def images(scan: Scan, config: RunConfig, hand_over: bool) -> list[Path]:
+    """List all images that are wanted of a scan."""
+    output_dir = config.output_dir
+    paths = [derivatives.mask_path(output_dir, scan)]
+    if _wants_brain(scan, config):
+        paths.append(derivatives.brain_path(output_dir, scan))
+    if "probseg" in config.output:
+        paths.append(derivatives.probability_path(output_dir, scan))
+    if config.border_mm is not None:
+        paths.append(derivatives.mask_path(output_dir, scan, config.border_mm))
+    if hand_over and config.fmriprep_masks:
+        paths.append(derivatives.mask_path(config.fmriprep_masks, scan))
+    return paths
+
+
+def _wants_brain(scan: Scan, config: RunConfig) -> bool:
+    return "brain" in config.output and scan.datatype == "anat"  # elsewhere BIDS has no name
 
 
 def process(
@@ -91,12 +124,16 @@ def process(
     image = volume.load(scan.path)
     brain = find_brain(image, trained, runtime)
     path = derivatives.mask_path(config.output_dir, scan)
-    derivatives.write_mask(path, brain.mask, image.nifti)
+    checksums = stamp(scan, trained)
     millilitres = volume.millilitres(brain.mask, image.affine)
-    fields = _fields(trained, brain, millilitres, image.volumes)
+    fields = {**_fields(trained, brain, millilitres, image.volumes), **checksums}
     fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
-    derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))
-    _write_more(scan, image, brain, config)
+    write_with_sidecar(
+        path,
+        lambda: derivatives.write_mask(path, brain.mask, image.nifti),
+        derivatives.sidecar(scan, fields),
+    )
+    _write_more(scan, image, brain, config, checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)
     return brain.expected[0]
@@ -124,30 +161,40 @@ def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
     return Brain(mask, probability, seen.evidence, expected, conformed.voxel_size)
 
 
-def _write_more(scan: Scan, image: Image, brain: Brain, config: RunConfig) -> None:
+def _write_more(
+    scan: Scan, image: Image, brain: Brain, config: RunConfig, checksums: Mapping[str, str]
+) -> None:
     """Write what was asked for beside the mask."""
-    output_dir, source = config.output_dir, derivatives.provenance(scan)
-    if "brain" in config.output and scan.datatype == "anat":  # elsewhere BIDS has no name for it
-        path = derivatives.brain_path(output_dir, scan)
-        derivatives.write_brain(path, volume.extract(image, brain.mask), image.nifti)
+    output_dir, source = config.output_dir, {**derivatives.provenance(scan), **checksums}
+    if _wants_brain(scan, config):
+        whole = derivatives.brain_path(output_dir, scan)
         about = "The scan, zero outside its brain mask. Intensities are not corrected."
-        fields = {**source, "Description": about, "SkullStripped": True}
-        derivatives.write_json(derivatives.sidecar_path(path), fields)
+        write_with_sidecar(
+            whole,
+            lambda: derivatives.write_brain(whole, volume.extract(image, brain.mask), image.nifti),
+            {**source, "Description": about, "SkullStripped": True},
+        )
     if "probseg" in config.output:
-        path = derivatives.probability_path(output_dir, scan)
-        derivatives.write_probability(path, brain.probability, image.nifti)
+        soft = derivatives.probability_path(output_dir, scan)
         about = "Output of the network, 0 to 1, in steps of 1/255. Not calibrated."
-        derivatives.write_json(derivatives.sidecar_path(path), {**source, "Description": about})
+        write_with_sidecar(
+            soft,
+            lambda: derivatives.write_probability(soft, brain.probability, image.nifti),
+            {**source, "Description": about},
+        )
     if config.border_mm is not None:
         path = derivatives.mask_path(output_dir, scan, config.border_mm)
         mask = volume.move_border(brain.mask, image.affine, config.border_mm)
         if not mask.any():
             LOG.warning("%s: nothing is left of the brain at this --border-mm.", scan.path)
-        derivatives.write_mask(path, mask, image.nifti)
         verb = "grown" if config.border_mm > 0 else "shrunk"
         about = f"The brain mask, {verb} by {abs(config.border_mm):g} mm within its grid."
-        fields = derivatives.sidecar(scan, {"Description": about, "BorderMm": config.border_mm})
-        derivatives.write_json(derivatives.sidecar_path(path), fields)
+        fields = {"Description": about, "BorderMm": config.border_mm, **checksums}
+        write_with_sidecar(
+            path,
+            lambda: derivatives.write_mask(path, mask, image.nifti),
+            derivatives.sidecar(scan, fields),
+        )
 
 
 def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> dict[str, Any]:
@@ -173,7 +220,6 @@ def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> d
         "BrainVolumeMl": round(millilitres, 1),
         "WorkingVoxelSizeMm": round(brain.voxel_size, 3),
         "Model": trained.card["network"],
-        "ModelSHA256": trained.card["sha256"][trained.card["network"]],
     }
     if volumes > 1:
         fields["Averaged"] = f"The mask is of the mean over time of {volumes} volumes."

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import checkpoints, model, quality, volume
-from .errors import BadData, log_failure
+from .errors import BadData, ScanFailed
 from .inference import mask_from, predict
 from .inputs import Scan
 from .metrics import dice
 from .networks import UNet
+from .records import report_crash
 from .registration import carry_over
 from .runtime import OUT_OF_MEMORY, Progress, check_stop
 from .selection import Candidate, top_k
@@ -108,7 +109,9 @@ def rank(
             except OUT_OF_MEMORY:
                 raise
             except Exception as error:  # one bad scan never stops the others
-                note = log_failure(scan.path, error)
+                note = report_crash(stage.log_dir, scan.path, error)
+                if stage.stop_on_first_crash:
+                    raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
                 candidates.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
             progress.step(f"{scan.name} {candidates[-1].rank:.3f}")
     return top_k(candidates, stage.method.top_k or max(10, len(pool) // 2))

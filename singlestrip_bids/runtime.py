@@ -92,6 +92,11 @@ def _name_user() -> None:
         os.environ["USER"] = str(os.getuid())
 
 
+def threads() -> int:
+    """Return the number of CPU threads in use."""
+    return torch.get_num_threads()
+
+
 def _cpu_has_bfloat16() -> bool:
     """Tell whether bfloat16 is faster here: only with instructions of its own (AVX-512, AMX)."""
     try:

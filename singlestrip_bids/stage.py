@@ -33,6 +33,8 @@ class Stage:
     method: MethodConfig
     frame: Frame
     runtime: Runtime
+    log_dir: Path | None = None  # for crash files
+    stop_on_first_crash: bool = False
 
     def conform(self, scan: Scan) -> Conformed:
         """Read a scan and bring it to the model's grid."""

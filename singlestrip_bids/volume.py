@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ import numpy as np
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from .annex import check_content
 from .errors import BadData
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -71,14 +74,10 @@ class Conformed:
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    if path.is_symlink() and not path.exists():
-        raise BadData(
-            f"{path}: a link to a file that is not there; in a DataLad dataset, get it first "
-            f"with: datalad get {path.name}"
-        )
+    check_content(path)
     try:
         nifti = nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
         raise BadData(
             f"{path}: not a readable NIfTI image ({error}); restore the file."
         ) from error
@@ -87,12 +86,18 @@ def _open(path: Path) -> nib.Nifti1Image:
     return nifti
 
 
-def _check_gzip(path: Path) -> None:
-    """Read a compressed file to its end, where its checksum is, which nibabel never reaches."""
+def _check_length(path: Path, nifti: nib.Nifti1Image) -> None:
+    """Raise if the voxels are not all there, before room is made for them.
+
+    A compressed file is read to its end, where its checksum is, which nibabel never reaches.
+    """
+    needed = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
+    length = path.stat().st_size
     if path.suffix == ".gz":
         with gzip.open(path) as stream:
-            while stream.read(1 << 22):
-                pass
+            length = sum(iter(lambda: len(stream.read(1 << 22)), 0))
+    if length < needed:
+        raise EOFError(f"{length} bytes instead of {needed}")
 
 
 def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]:
@@ -104,14 +109,14 @@ def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]
         shape = shape[:-1]
     if len(shape) not in (3, 4):
         raise BadData(f"{path}: {len(shape)} dimensions {shape}; give a 3D or 4D image.")
-    if 0 in shape:
+    if min(shape) < 1:
         raise BadData(f"{path}: no voxels, shape {shape}; restore the file.")
     try:
-        _check_gzip(path)
+        _check_length(path, nifti)
         if len(shape) == 3:
             return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
         return _mean_over_time(nifti, shape), shape[3]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
 
 

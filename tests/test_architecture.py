@@ -19,6 +19,7 @@ MODULES = pytest.mark.parametrize("module", SOURCES)
 ORDER = [
     "__init__",
     "errors",
+    "annex",
     "config",
     "derivatives",
     "runtime",
@@ -38,8 +39,12 @@ ORDER = [
     "calibration",
     "selection",
     "model",
+    "records",
     "pairing",
+    "filters",
     "inputs",
+    "labelled",
+    "finished",
     "handoff",
     "participant",
     "stage",
@@ -47,6 +52,7 @@ ORDER = [
     "guard",
     "group",
     "cli",
+    "descriptor",
     "interfaces.__init__",
     "interfaces.nipype",
 ]

@@ -8,8 +8,9 @@ import pytest
 from builders import add_mask, make_dataset, write_description, write_nifti
 
 from singlestrip_bids.config import ANATOMICAL
-from singlestrip_bids.errors import InvalidDataset, NoInput, NothingSelected, Usage
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SCANS = (
@@ -318,3 +319,36 @@ class TestLabelMask:
             write_nifti(tmp_path / name)
         with pytest.raises(error, match=match):
             find_label(bids, (), named, (), tmp_path / name)
+
+
+class TestDatabase:
+    def test_same_scans(self, bids, tmp_path):
+        for _ in range(2):
+            assert find_scans(bids, ["all"], database=tmp_path / "db") == find_scans(bids, ["all"])
+        assert [path.name for path in (tmp_path / "db").iterdir()] == ["layout_index.sqlite"]
+        assert names(find_scans(bids, ["T1w"], ["02"], ["1"], None, tmp_path / "db")) == [SCANS[2]]
+
+    def test_it_is_used(self, bids, tmp_path):
+        before = find_scans(bids, database=tmp_path / "db")
+        write_nifti(bids / "sub-01/anat/sub-01_PDw.nii.gz")
+        assert find_scans(bids, database=tmp_path / "db") == before
+        assert len(find_scans(bids)) == len(before) + 1
+
+    def test_errors(self, bids, tmp_path):
+        with pytest.raises(Usage, match="Choose a folder outside"):
+            find_scans(bids, database=bids / "derivatives" / "db")
+        find_scans(bids, database=tmp_path / "db")
+        other = make_dataset(tmp_path / "other", SCANS)
+        with pytest.raises(Usage, match=r"is an index of .*bids, not of .*other"):
+            find_scans(other, database=tmp_path / "db")
+        (tmp_path / "db" / "layout_index.sqlite").write_text("no database")
+        with pytest.raises(BadData, match="no index of pybids"):
+            find_scans(bids, database=tmp_path / "db")
+
+
+def test_annexed_description(bids):
+    path = bids / "dataset_description.json"
+    path.unlink()
+    path.symlink_to(".git/annex/objects/aa/bb/MD5E-s1--0.json/MD5E-s1--0.json")
+    with pytest.raises(InvalidDataset, match=f"datalad get {path}"):
+        find_scans(bids)

@@ -8,7 +8,8 @@ from builders import OTHER_AFFINE, SHAPE, add_mask, make_dataset, write_nifti
 
 from singlestrip_bids.derivatives import mask_path
 from singlestrip_bids.errors import BadData, NoInput, Usage
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SCANS = (
@@ -99,7 +100,7 @@ class TestScanOf:
         mask = bids / "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
         mask.parent.mkdir(parents=True)
         mask.symlink_to("gone")
-        with pytest.raises(BadData, match="link to a file that is not there"):
+        with pytest.raises(BadData, match="a link to a file that is not there, gone"):
             find_label(bids)
 
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x1f\x8b\x08\x00"])

@@ -12,7 +12,8 @@ import pytest
 from benchmarks import accuracy, peers, score
 from benchmarks.peers import TOOLS, Tool
 from benchmarks.phantoms import write_dataset
-from singlestrip_bids.inputs import find_label, find_scans
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
 from singlestrip_bids.metrics import dice
 
 # Programs that stand for tools: real ones, called as those are.

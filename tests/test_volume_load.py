@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 
@@ -143,10 +144,21 @@ class TestLoad:
 
     def test_dangling_link(self, tmp_path):
         link = tmp_path / "x.nii.gz"
-        link.symlink_to(tmp_path / "annex" / "object")
-        with pytest.raises(BadData, match=r"datalad get x\.nii\.gz") as caught:
+        link.symlink_to("../gone.nii.gz")
+        with pytest.raises(BadData, match=r"not there, \.\./gone\.nii\.gz; restore") as caught:
             load(link)
         assert str(link) in str(caught.value)
+        assert "datalad" not in str(caught.value)
+
+    def test_annexed_file_without_content(self, tmp_path):
+        link, pointer = tmp_path / "x.nii.gz", tmp_path / "y.nii.gz"
+        key = "MD5E-s4068--96d67fbd0fb1f9d8f2b4a9c1ea5c4a52.nii.gz"
+        link.symlink_to(f".git/annex/objects/9X/Zw/{key}/{key}")
+        pointer.write_text(f"/annex/objects/{key}\n")  # git-annex calls it unlocked
+        for path in (link, pointer):
+            with pytest.raises(BadData, match="git-annex") as caught:
+                load(path)
+            assert f"datalad get {path}" in str(caught.value)
 
     @pytest.mark.parametrize(
         "matrix", [np.diag([1.0, 1.0, 0.0]), np.ones((3, 3)), np.diag([1.0, np.nan, 1.0])]
@@ -208,3 +220,15 @@ class TestLoadMask:
     def test_missing(self, image, tmp_path):
         with pytest.raises(BadData, match=r"gone\.nii"):
             load_mask(tmp_path / "gone.nii", image)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_that_promises_too_much(tmp_path, ending):
+    """It is refused before room is made for voxels that are not there."""
+    path = tmp_path / f"x{ending}"
+    nifti = nib.Nifti1Image(ramp(4, 5, 6), np.eye(4))
+    data = bytearray(nifti.to_bytes())
+    data[42:48] = np.array([32767] * 3, "<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(data)) if ending == ".nii.gz" else bytes(data))
+    with pytest.raises(BadData, match=f"832 bytes instead of {32767**3 * 4 + 352}"):
+        load(path)

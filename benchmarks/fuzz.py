@@ -1,0 +1,208 @@
+"""Give the app malformed images and JSON files, and see that it says so as it should.
+
+    python -m benchmarks.fuzz MODEL WORK --images 2000 --files 500 --seed 0
+
+MODEL is the code/singlestrip folder of a group run. Each case follows from the seed and its
+number alone. A case is a fault if the app shows a traceback, ends with a code that is not in
+its table, meets an error that nobody foresaw, or leaves a hidden file or a half one. Counts and
+faults go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import json
+import random
+import re
+import shutil
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from benchmarks.kills import half_files, leftovers
+from singlestrip_bids import cli
+
+CODES = {0, 1, 16, 17, 18, 64, 65, 66, 73, 74, 75}
+UNFORESEEN = re.compile(r"(\.nii|\.gz|report it): \w+\(")  # a raw exception
+BATCH = 50  # malformed images a run of the app
+ODD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 2**70, 1e308, "", "..", "/etc/passwd", "../../x", "\x00", "é" * 300),
+    *([], {}, [[]], [{}], {"a": {"b": []}}, [None], "sub-01", float("nan")),
+)
+
+
+def head(shape: tuple[int, ...] = (16, 17, 18)) -> bytes:
+    """Return a small image of a ball, uncompressed."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    data = (100 * (radius < 0.5) + 60 * (radius < 0.8)).astype(np.int16)
+    return bytes(nib.Nifti1Image(data, np.diag([13.0, 13.0, 13.0, 1.0])).to_bytes())
+
+
+def malformed_image(draw: random.Random) -> tuple[str, bytes]:
+    """Return the ending and the bytes of a damaged image."""
+    data = bytearray(head())
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        kind = draw.randrange(6)
+        if kind == 0:  # any byte of the header
+            data[draw.randrange(348)] = draw.randrange(256)
+        elif kind == 1:  # dimensions
+            place, value = 40 + 2 * draw.randrange(8), draw.choice((-1, 0, 1, 32767))
+            struct.pack_into("<h", data, place, value)
+        elif kind == 2:  # data type, bits a voxel
+            struct.pack_into("<h", data, draw.choice((70, 72)), draw.choice((0, 1, 32, 128, 1536)))
+        elif kind == 3:  # voxel sizes, offset, scaling, rotations, affine
+            place = draw.choice((*range(76, 124, 4), *range(256, 328, 4)))
+            number = draw.choice((float("nan"), float("inf"), -1.0, 0.0, 1e38, 1e-38))
+            struct.pack_into("<f", data, place, number)
+        elif kind == 4:  # an end that comes too early, or too late
+            cut = draw.randrange(len(data))
+            data = data[:cut] if draw.random() < 0.7 else data + bytes(cut)
+            data = data if len(data) >= 348 else data + bytes(348)
+        else:  # voxels
+            data[draw.randrange(352, len(data)) if len(data) > 352 else 0] ^= 255
+    if draw.random() < 0.5:
+        return ".nii", bytes(data)
+    packed = bytearray(gzip.compress(bytes(data), 1))
+    if draw.random() < 0.3:
+        packed[draw.randrange(len(packed))] ^= 1 << draw.randrange(8)
+    return ".nii.gz", bytes(packed)
+
+
+def malformed_json(draw: random.Random, good: Any) -> bytes:
+    """Return a JSON file with one value replaced or removed, or with damaged bytes."""
+    content = json.loads(json.dumps(good))
+    if draw.random() < 0.7:
+        place, key = draw.choice(list(_places(content)))
+        if draw.random() < 0.2:
+            del place[key]
+        else:
+            place[key] = draw.choice(ODD)
+        return json.dumps(content).encode()
+    data = bytearray(json.dumps(content).encode())
+    for _ in range(draw.choice((1, 3))):
+        data[draw.randrange(len(data))] = draw.randrange(256)
+    return bytes(data[: draw.randrange(len(data))] if draw.random() < 0.3 else data)
+
+
+def _places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """List every value in a JSON document as its container and its key."""
+    if isinstance(content, dict | list):
+        for key in list(content) if isinstance(content, dict) else range(len(content)):
+            yield content, key
+            yield from _places(content[key])
+
+
+def run(*words: object) -> tuple[int, str]:
+    """Run the app in this process; return its code and what it said."""
+    said = io.StringIO()
+    with redirect_stderr(said):
+        try:
+            code = cli.main([str(word) for word in words])
+        except Exception as error:
+            return -1, f"Traceback: {error!r}"
+    return code, said.getvalue()
+
+
+def faults(code: int, said: str, out: Path) -> list[str]:
+    """Say what is wrong with how a run ended."""
+    found = [] if code in CODES else [f"code {code}: {said[-300:]}"]
+    found += ["shows a traceback"] if "Traceback" in said else []
+    found += [line for line in said.splitlines() if UNFORESEEN.search(line)]
+    found += [f"left {path}" for path in leftovers(out)]
+    return found + [f"half file {path}" for path in half_files(out)]
+
+
+def dataset(root: Path, images: dict[str, tuple[str, bytes]]) -> None:
+    """Write a dataset with one image a subject."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    description = {"Name": "fuzz", "BIDSVersion": "1.10.0"}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    for subject, (ending, data) in images.items():
+        path = root / f"sub-{subject}/anat/sub-{subject}_T1w{ending}"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+
+
+def fuzz_images(model: Path, work: Path, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Mask malformed images, many in one run."""
+    bids, out = work / "bids", work / "out"
+    for first in range(0, count, BATCH):
+        numbers = range(first, min(first + BATCH, count))
+        draws = {f"{n:05d}": random.Random(f"image {seed} {n}") for n in numbers}
+        dataset(bids, {name: malformed_image(draw) for name, draw in draws.items()})
+        shutil.rmtree(out, ignore_errors=True)
+        code, said = run(bids, out, "participant", "--model", model, "--device", "cpu")
+        masks = len(list(out.rglob("*_mask.nii.gz")))
+        crashes = len(list(out.rglob("crash-*.txt")))
+        wrong = faults(code, said, out)
+        if masks + crashes != len(draws):
+            wrong.append(f"{masks} masks and {crashes} crash files of {len(draws)} images")
+        yield from [("image masked", [])] * masks
+        yield from [("image refused", [])] * crashes
+        yield "run over images", [f"images {first} to {numbers[-1]}: {text}" for text in wrong]
+
+
+def fuzz_files(model: Path, work: Path, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Run the app with a malformed description, filter, record or card."""
+    bids, out, case = work / "bids", work / "out", work / "case.json"
+    card = json.loads((model / "model.json").read_text())
+    options = vars(cli.parse([str(bids), str(out), "participant"])) | {"steps": 3}
+    record = {"options": cli.options_of(argparse.Namespace(**options))}
+    conditions = {"t1w": {"run": [1, "02"], "acquisition": None, "session": "*"}}
+    kinds: dict[str, tuple[Any, Callable[[], list[object]]]] = {
+        "filter": (conditions, lambda: ["--bids-filter-file", case, "--model", model]),
+        "record": (record, lambda: ["--config-file", case, "--model", model]),
+        "card": (card, lambda: ["--model", work / "model"]),
+        "description": ({"Name": "x", "BIDSVersion": "1"}, lambda: ["--model", model]),
+    }
+    copy = Path(shutil.copytree(model, work / "model", dirs_exist_ok=True))
+    for number in range(count):
+        draw = random.Random(f"file {seed} {number}")
+        kind = draw.choice(list(kinds))
+        good, words = kinds[kind]
+        dataset(bids, {"01": (".nii", head())})
+        shutil.rmtree(out, ignore_errors=True)
+        place = {"card": copy / "model.json", "description": bids / "dataset_description.json"}
+        place.get(kind, case).write_bytes(malformed_json(draw, good))
+        code, said = run(bids, out, "participant", *words(), "--device", "cpu")
+        wrong = faults(code, said, out)
+        yield f"{kind}, code {code}", [f"file {number} ({kind}): {text}" for text in wrong]
+
+
+def main() -> int:
+    """Print how often each kind of case came, and every fault."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    counts: Counter[str] = Counter()
+    number = 0
+    for cases in (fuzz_images(a.model, a.work, a.images, a.seed),
+                  fuzz_files(a.model, a.work, a.files, a.seed)):  # fmt: skip
+        for kind, wrong in cases:
+            counts[kind] += 1
+            number += len(wrong)
+            for text in wrong:
+                print(f"FAULT {text}", flush=True)
+    for kind, count in sorted(counts.items()):
+        print(f"{kind}\t{count}")
+    print(f"faults\t{number}")
+    return min(number, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

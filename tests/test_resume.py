@@ -1,0 +1,217 @@
+"""Finished scans are skipped, crashes are kept, and a run can be repeated from its record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from singlestrip_bids import cli, group, records
+from singlestrip_bids.errors import BadData, NoInput
+
+MODEL = Path("code/singlestrip")
+
+
+@pytest.fixture
+def bids(heads, tmp_path):
+    return Path(shutil.copytree(heads, tmp_path / "bids"))
+
+
+def mask(bids: Path, trained: Path, out: Path, *words: str) -> int:
+    command = [str(bids), str(out), "participant", "--model", str(trained / MODEL)]
+    return cli.main([*command, *words])
+
+
+def times(out: Path, name: str = "*_mask.nii.gz") -> dict[str, int]:
+    return {path.parts[-3]: path.stat().st_mtime_ns for path in out.rglob(name)}
+
+
+def scan(bids: Path, subject: str) -> Path:
+    return next((bids / f"sub-{subject}" / "anat").glob("*.nii.gz"))
+
+
+def logs(out: Path) -> list[Path]:
+    return sorted((out / "logs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+def spoil(bids: Path, *subjects: str) -> None:
+    for subject in subjects:
+        scan(bids, subject).write_bytes(b"not an image")
+
+
+def test_only_what_has_changed_is_made_anew(bids, trained, tmp_path, capfd):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    before = times(out)
+    sidecar = next((out / "sub-02").rglob("*_mask.json"))
+    card = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**card, "ModelSHA256": "of another model"}))
+    image = nib.load(scan(bids, "03"))
+    data = np.asarray(image.dataobj).astype(np.float32) * 2
+    nib.save(nib.Nifti1Image(data, image.affine), scan(bids, "03"))
+    next((out / "sub-04").rglob("*_mask.nii.gz")).unlink()
+    assert mask(bids, trained, out) == 0
+    assert "1 scans were finished before; --overwrite" in capfd.readouterr().err
+    after = times(out)
+    assert [name for name in before if before[name] == after[name]] == ["sub-01"]
+    assert json.loads(sidecar.read_text())["ModelSHA256"] == card["ModelSHA256"]
+
+    assert mask(bids, trained, out, "--participant-label", "01", "02", "--output", "probseg") == 0
+    soft = times(out, "*_probseg.nii.gz")
+    assert set(soft) == {"sub-01", "sub-02"}
+    assert "finished before" not in capfd.readouterr().err
+    sidecar.write_text("{")
+    assert mask(bids, trained, out, "--output", "probseg") == 0
+    last = times(out, "*_probseg.nii.gz")
+    assert [name for name in soft if soft[name] == last[name]] == ["sub-01"]
+
+    assert mask(bids, trained, out, "--participant-label", "01", "--overwrite") == 0
+    assert times(out)["sub-01"] > after["sub-01"]
+
+
+def test_a_crash_file_for_each_bad_scan(bids, trained, tmp_path, capfd):
+    spoil(bids, "01", "03")
+    gone = scan(bids, "02")
+    gone.unlink()
+    gone.symlink_to(f"../../.git/annex/objects/aa/bb/{gone.name}")
+    out = tmp_path / "out"
+    assert mask(bids, trained, out) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    ending = said.partition("3 of 4 scans have no mask")[2]
+    (folder,) = logs(out)
+    crashes = sorted(folder.glob("crash-*.txt"), key=lambda path: path.name.split("sub-")[1])
+    for subject, crash in zip(("01", "02", "03"), crashes, strict=True):
+        assert str(scan(bids, subject)) in ending
+        assert str(crash) in ending
+        assert f"sub-{subject}" in crash.name
+        assert "Traceback" in crash.read_text()
+        assert str(scan(bids, subject)) in crash.read_text()
+    assert f"datalad get {gone}" in ending
+    assert set(times(out)) == {"sub-04"}
+
+
+def test_stop_on_first_crash(bids, trained, tmp_path, capfd):
+    spoil(bids, "02", "03")
+    out = tmp_path / "out"
+    assert mask(bids, trained, out, "--stop-on-first-crash") == 1
+    assert "2 of 4 scans were looked at" in capfd.readouterr().err
+    assert set(times(out)) == {"sub-01"}
+    assert len(list(logs(out)[0].glob("crash-*"))) == 1
+    shutil.copytree(trained / MODEL, out / MODEL)
+    (out / MODEL / "model.json").unlink()
+    command = [str(bids), str(out), "group", "participant", "--sloppy", "--stop-on-first-crash"]
+    assert cli.main(command) == 1
+    assert "Stopped at the first scan that failed" in capfd.readouterr().err
+    assert not (out / MODEL / "model.json").exists()
+    assert len(list(logs(out)[-1].glob("crash-*"))) == 1
+
+
+def test_what_a_run_leaves(heads, trained):
+    (folder,) = logs(trained)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "versions.json", "command.txt",
+    }  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert config["options"]["preset"] in ("quick", "standard")
+    assert config["options"]["device"] != "auto"
+    assert config["options"]["sloppy"] is True
+    assert config["settings"]["bids_dir"] == str(heads)
+    card = json.loads((trained / MODEL / "model.json").read_text())
+    assert config["settings"]["method"] == card["method"]
+    assert json.loads((folder / "versions.json").read_text())["torch"]
+    command = (folder / "command.txt").read_text()
+    assert command == f"singlestrip-bids {heads} {trained} group participant --sloppy\n"
+
+
+def test_the_record_gives_the_same_options(tmp_path):
+    words = [
+        *("in", "out", "group", "--preset", "quick", "--steps", "7", "--sloppy", "--rounds", "2"),
+        *("--modalities", "T1w", "bold", "--voxel-size", "3.5", "--border-mm", "-1.5"),
+        *("--participant-label", "01", "02", "--session-id", "a", "--random-seed", "-4"),
+        *("-d", "mine=some/where", "other", "--label-mask", "m.nii", "--output", "brain"),
+    ]
+    first = cli.parse(words)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"options": cli.options_of(first)}, default=str))
+    again = cli.parse(["in", "out", "group", "--config-file", str(path)])
+    assert cli.options_of(again) == cli.options_of(first)
+    assert cli.method_from(again, "quick") == cli.method_from(first, "quick")
+    assert first.derivatives == [Path("some/where").absolute(), Path("other").absolute()]
+    other = cli.parse(["in", "out", "group", "--config-file", str(path), "--steps", "9"])
+    assert (other.steps, other.rounds, other.modalities) == (9, 2, ["T1w", "bold"])
+
+
+def test_a_run_is_repeated_from_its_record(heads, trained, tmp_path):
+    file = tmp_path / "filter.json"
+    file.write_text('{"t1w": {"subject": ["01", "02", "03"]}, "t2w": {"subject": "02"}}')
+    first, again = tmp_path / "first", tmp_path / "again"
+    words = ("--bids-filter-file", str(file), "--border-mm", "3", "--omp-nthreads", "1")
+    assert mask(heads, trained, first, *words) == 0
+    file.unlink()
+    config = logs(first)[0] / "config.json"
+    assert cli.main([str(heads), str(again), "participant", "--config-file", str(config)]) == 0
+    for out in (first, again):
+        assert len(list(out.rglob("*_mask.nii.gz"))) >= 4
+    for path in first.rglob("*_mask.nii.gz"):
+        assert (again / path.relative_to(first)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "word"),
+    [
+        ("{", 65, "not readable JSON"),
+        ('{"steps": 3}', 65, "has no options"),
+        ('{"options": {"steps": {}}}', 65, "steps is {}"),
+        ('{"options": {"label_mask": "\\u0000"}}', 65, "null character"),
+        ('{"options": {"steps": "many"}}', 64, "config.json): error: argument --steps"),
+        ('{"options": {"colour": "red"}}', 64, "--colour=red"),
+        ('{"options": {"levels": ["x"]}}', 64, "--levels"),
+    ],
+)
+def test_bad_records(tmp_path, capfd, content, code, word):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    assert cli.main(["in", "out", "group", "--config-file", str(path)]) == code
+    said = capfd.readouterr().err
+    assert word in said
+    assert "Traceback" not in said
+
+
+def test_missing_record(tmp_path, capfd):
+    assert cli.main(["in", "out", "group", "--config-file", str(tmp_path / "x")]) == 66
+    assert "(--config-file) is not there" in capfd.readouterr().err
+
+
+def test_an_error_nobody_foresaw(heads, tmp_path, capfd, monkeypatch):
+    def fail(*_):
+        [].pop()
+
+    monkeypatch.setattr(group, "run", fail)
+    out = tmp_path / "out"
+    assert cli.main([str(heads), str(out), "group", "--sloppy"]) == 1
+    said = capfd.readouterr().err
+    (crash,) = logs(out)[0].glob("crash-*.txt")
+    assert "IndexError('pop from empty list')" in said
+    assert str(crash) in said
+    assert "Traceback" not in said
+    assert "[].pop()" in crash.read_text()
+
+
+class TestReportCrash:
+    def test_a_known_error_is_its_message(self, tmp_path):
+        note = records.report_crash(tmp_path, "sub-01.nii.gz", BadData("sub-01.nii.gz: cut"))
+        (crash,) = tmp_path.iterdir()
+        assert note == f"sub-01.nii.gz: cut [{crash}]"
+
+    def test_any_other_names_the_scan(self):
+        note = records.report_crash(None, Path("/x/sub-01.nii.gz"), IndexError("pop"))
+        assert note == "/x/sub-01.nii.gz: IndexError('pop')"
+
+    def test_two_at_once(self, tmp_path):
+        for _ in range(2):
+            records.report_crash(tmp_path, "a.nii", NoInput("gone"))
+        assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,68 @@
+"""Several jobs at once, and jobs that are killed, by real processes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kills
+
+MODEL = Path("code/singlestrip")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def masks(out: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in out.rglob("*") if p.name.endswith("mask.nii.gz")}
+
+
+def test_several_jobs_write_the_same_scans_to_one_folder(heads, trained, tmp_path):
+    """Worse than an array of jobs, where each has its own subjects: all write all masks."""
+    out = tmp_path / "out"
+    words = kills.command(heads, out, ["participant"], "--model", str(trained / MODEL))
+    jobs = [subprocess.Popen([*words, "--overwrite"]) for _ in range(3)]
+    assert [job.wait(300) for job in jobs] == [0, 0, 0]
+    assert masks(out) == masks(trained)
+    assert not kills.half_files(out)
+    assert not kills.leftovers(out)
+    assert len(list((out / "logs").iterdir())) == 3
+    assert len(list(out.rglob("*_mask.json"))) == 4
+
+
+@pytest.mark.parametrize("level", ["group", "participant"])
+def test_killed_at_a_random_moment(heads, trained, tmp_path, level):
+    """The longer run of this is benchmarks.kills."""
+    draw = random.Random(4)
+    out = tmp_path / "out"
+    if level == "participant":
+        shutil.copytree(trained / MODEL, out / MODEL)
+    words = kills.command(heads, out, [level])
+    for _ in range(2):
+        code, _ = kills.run(words, kill_after=draw.uniform(2, 6))
+        assert code in (0, -signal.SIGKILL)
+        assert not kills.half_files(out)
+    assert kills.run(words)[0] == 0
+    assert not kills.half_files(out)
+    assert (out / MODEL / "model.json").is_file()
+    if level == "participant":
+        assert masks(out) == masks(trained)
+
+
+def test_half_files_are_seen(trained, tmp_path):
+    """The test of the test."""
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    assert not kills.half_files(out)
+    paths = [next(out.rglob(f"*{end}")) for end in (".nii.gz", ".json", ".safetensors", ".tsv")]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-3])
+    (out / ".x.tmp").write_text("half")
+    assert sorted(kills.half_files(out)) == sorted(map(str, paths))
+    assert kills.leftovers(out) == [out / ".x.tmp"]
