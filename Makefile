@@ -1,35 +1,42 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+TOOLS := .venv/installed-tools
 # The CPU build that is quick to install; the package itself takes any torch >= 2.6
 TORCH ?= torch==2.13.0
 
-.PHONY: install demo test contract lint types clean
+.PHONY: install tools demo test contract lint types clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e . matplotlib
+	touch $@
+
+tools: $(TOOLS)
+
+$(TOOLS): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[test,lint]"
 	touch $@
 
 demo: install
 	$(BIN)/python -m benchmarks.demo demo
 
-test: install
+test: tools
 	$(BIN)/python -m pytest
 
 # What fMRIPrep does with our masks, by its own parts; they take minutes to install
-contract: install
+contract: tools
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[fmriprep-contract]"
 	$(BIN)/python -m pytest tests/test_fmriprep_contract.py
 
-lint: install
+lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: install
+types: tools
 	$(BIN)/mypy
 
 clean:

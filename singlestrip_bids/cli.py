@@ -244,6 +244,7 @@ def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
             training=replace(method.training, steps=arguments.steps),
             finetuning=replace(method.finetuning, steps=max(round(finetuning * share), 1)),
             quality=replace(method.quality, epochs=max(round(epochs * share), 1)),
+            trials=max(round(method.trials * share), min(method.trials, 20)),
         )
     if arguments.real_fraction is not None:
         share = arguments.real_fraction
