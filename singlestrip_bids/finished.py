@@ -30,7 +30,7 @@ def write_with_sidecar(path: Path, write: Callable[[], None], fields: Mapping[st
 
 
 def stamp(scan: Scan, trained: Model) -> dict[str, str]:
-    """Return the sidecar fields that tell what an output was made of: checksums of scan and card."""
+    """Return the sidecar fields that tell what an output was made of: two checksums."""
     return {
         "ModelSHA256": sha256(trained.folder / CARD),  # names the networks by their own
         "SourceSHA256": sha256(scan.path),
