@@ -188,6 +188,10 @@ def build_parser() -> Parser:
         help="for what an unfinished training needs to go on "
         "(default: OUTPUT_DIR/code/singlestrip/work)",
     )  # fmt: skip
+    how.add_argument(
+        "--reports-only", action="store_true",
+        help="make no mask: draw those on disk and write the pages again",
+    )  # fmt: skip
     how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     return parser
 
@@ -250,6 +254,10 @@ def _run(arguments: argparse.Namespace) -> int:
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
         levels = {"group": group.run, "participant": participant.run}
+        if arguments.reports_only:
+            levels = {"participant": participant.remake}
+            if set(config.levels) != set(levels):
+                raise Usage("--reports-only remakes the pages of subjects: use participant.")
         with runtime.stopping_on_sigterm():
             for level in config.levels:
                 try:

@@ -71,6 +71,11 @@ def retract(folder: Path) -> None:
     (folder / CARD).unlink(missing_ok=True)
 
 
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Read the card of a model alone; None if there is no model."""
+    return read_json(folder / CARD) if (folder / CARD).is_file() else None
+
+
 def load(folder: Path, runtime: Runtime) -> Model:
     """Read a model that the group level has written.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import derivatives, handoff, inference, model, volume
+from . import derivatives, handoff, inference, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
@@ -55,6 +56,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     derivatives.write_dataset(config.output_dir, config.bids_dir)
     handed = handoff.start(config, scans)
     failed: dict[str, str] = {}
+    last = {scan.subject: scan for scan in scans}
     with Progress("participant", len(scans)) as progress:
         for scan in scans:
             check_stop()
@@ -65,6 +67,26 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = log_failure(scan.path, error)
             progress.step(note)
+            if scan is last[scan.subject]:
+                reports.subject_page(config.output_dir, scan.subject, trained.card, failed)
+    _complain(failed, scans)
+
+
+def remake(config: RunConfig, runtime: Runtime) -> None:
+    """Draw the masks on disk again and write the pages; no mask is made.
+
+    Raises
+    ------
+    ScanFailed
+        Some selected scans have no mask that can be read; the pages of the others are there.
+    """
+    scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
+    folder = config.model or derivatives.model_dir(config.output_dir)
+    _complain(reports.remake(config.output_dir, scans, model.read_card(folder)), scans)
+
+
+def _complain(failed: Mapping[str, str], scans: Sequence[Scan]) -> None:
+    """Raise `ScanFailed` if scans failed, and name them."""
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(scans)} scans have no mask:\n"
@@ -93,6 +115,7 @@ def process(
     fields = _fields(trained, brain, millilitres, image.volumes)
     fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
     derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, fields))
+    reports.draw(config.output_dir, scan, image, brain.mask)
     _write_more(scan, image, brain, config)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)
