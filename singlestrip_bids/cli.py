@@ -192,6 +192,10 @@ def build_parser() -> Parser:
         "--reports-only", action="store_true",
         help="make no mask: draw those on disk and write the pages again",
     )  # fmt: skip
+    how.add_argument(
+        "--boilerplate-only", action="store_true",
+        help="write the methods text in OUTPUT_DIR/logs again, and nothing else",
+    )  # fmt: skip
     how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     return parser
 
@@ -249,7 +253,7 @@ def _run(arguments: argparse.Namespace) -> int:
         machine = runtime.start(arguments.device, arguments.omp_nthreads)
         preset = arguments.preset or ("standard" if machine.device.type == "cuda" else "quick")
         config = _config(arguments, preset)
-        from . import derivatives, group, handoff, participant
+        from . import derivatives, group, handoff, methods, participant
 
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
@@ -258,6 +262,8 @@ def _run(arguments: argparse.Namespace) -> int:
             levels = {"participant": participant.remake}
             if set(config.levels) != set(levels):
                 raise Usage("--reports-only remakes the pages of subjects: use participant.")
+        if arguments.boilerplate_only:
+            levels = dict.fromkeys(LEVELS, methods.run)
         with runtime.stopping_on_sigterm():
             for level in config.levels:
                 try:

@@ -94,6 +94,11 @@ def report_path(output_dir: Path, name: str) -> Path:
     return output_dir / f"{name}.html"
 
 
+def citation_path(output_dir: Path, extension: str) -> Path:
+    """Return where the methods text goes."""
+    return output_dir / "logs" / f"CITATION{extension}"
+
+
 def mask_sidecars(output_dir: Path, subject: str = "*") -> list[Path]:
     """List the sidecars of the brain masks that are there, sorted by path."""
     name = "*_desc-brain_mask.json"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from . import __version__, derivatives, model, quality, volume
+from . import __version__, derivatives, methods, model, quality, volume
 from .config import RunConfig, SynthesisConfig, TrainingConfig
 from .errors import BadData, ScanFailed
 from .guard import choose
@@ -75,6 +75,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     }
     model.write_card(stage.folder, card)
     LOG.info("Model: %s (%s).", stage.folder, verdict.name)
+    methods.write(config.output_dir, stage.folder)
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "

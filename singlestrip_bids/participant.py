@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import derivatives, handoff, inference, model, reports, volume
+from . import derivatives, handoff, inference, methods, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
@@ -69,6 +69,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             progress.step(note)
             if scan is last[scan.subject]:
                 reports.subject_page(config.output_dir, scan.subject, trained.card, failed)
+    methods.write(config.output_dir, trained.folder)
     _complain(failed, scans)
 
 

@@ -110,7 +110,7 @@ def subject_page(
     own = {scan: why for scan, why in (failures or {}).items() if scan.startswith(f"{name}/")}
     try:
         rows = read_rows(output_dir, subject, card, own)
-        page = render("subject.html", rows=rows, card=card, **_page(name))
+        page = render("subject.html", rows=rows, card=card, **page_values(name))
         derivatives.write_text(derivatives.report_path(output_dir, name), page)
     except Exception as error:  # as above
         LOG.warning("%s: its page could not be written (%r).", name, error)
@@ -202,7 +202,7 @@ def _pictures(output_dir: Path, scan: str) -> dict[str, str]:
     return {d: p.relative_to(output_dir).as_posix() for d, p in paths.items() if p.is_file()}
 
 
-def _page(title: str) -> dict[str, str]:
+def page_values(title: str) -> dict[str, str]:
     """Values that every page needs."""
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return {"title": title, "tool": derivatives.TOOL, "version": __version__, "made": made}
