@@ -52,7 +52,9 @@ class Reference:
         )
         where += f":{fields['pages'].replace('--', '–')}" if "pages" in fields else ""
         year = f" ({fields['year']})" if "year" in fields else ""
-        return f"{names}{year}. {fields['title']}." + (f" {where}." if where else "")
+        return f"{(names + year).rstrip('.')}. {fields['title']}." + (
+            f" {where}." if where else ""
+        )
 
     @property
     def url(self) -> str | None:

@@ -140,6 +140,11 @@ def build_parser() -> Parser:
         "(default: half of them, ten at least; the paper: 10)",
     )  # fmt: skip
     training.add_argument(
+        "--ratings", type=Path, metavar="FILE",
+        help="ratings exported from group.html: rejected scans are never used for self-training, "
+        "accepted ones always",
+    )  # fmt: skip
+    training.add_argument(
         "--steps", type=positive_int, metavar="N",
         help="steps of the first training; the others keep their proportion (default: preset's)",
     )  # fmt: skip
@@ -259,9 +264,7 @@ def _run(arguments: argparse.Namespace) -> int:
         handoff.check(config)
         levels = {"group": group.run, "participant": participant.run}
         if arguments.reports_only:
-            levels = {"participant": participant.remake}
-            if set(config.levels) != set(levels):
-                raise Usage("--reports-only remakes the pages of subjects: use participant.")
+            levels = {"group": group.remake, "participant": participant.remake}
         if arguments.boilerplate_only:
             levels = dict.fromkeys(LEVELS, methods.run)
         with runtime.stopping_on_sigterm():
@@ -305,6 +308,7 @@ def _config(arguments: argparse.Namespace, preset: str) -> RunConfig:
         border_mm=arguments.border_mm,
         fmriprep_masks=absolute(arguments.fmriprep_masks),
         fmriprep_sessionwise=arguments.fmriprep_sessionwise,
+        ratings=absolute(arguments.ratings),
     )
 
 

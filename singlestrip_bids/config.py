@@ -176,3 +176,4 @@ class RunConfig:
     border_mm: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
+    ratings: Path | None = None

@@ -83,9 +83,9 @@ def brain_path(output_dir: Path, scan: Scan) -> Path:
 
 
 def figure_path(output_dir: Path, relative: str, desc: str, extension: str) -> Path:
-    """Return where a picture of a scan goes: `sub-01/figures/sub-01_desc-scan_T1w.jpg`."""
+    """Return where a picture goes, such as `sub-01/figures/sub-01_desc-scan_T1w.jpg`."""
     name, suffix = Path(relative).name.split(".")[0].rsplit("_", 1)
-    folder = output_dir / relative.split("/")[0] / "figures"
+    folder = output_dir / relative.rpartition("/")[0].split("/")[0] / "figures"
     return folder / f"{name}_desc-{desc}_{suffix}{extension}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from contourpy import contour_generator
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -96,6 +97,38 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray) -> Mosaic:
     )
 
 
+def gallery(volumes: Sequence[tuple[NDArray, Mask]], colours: str = "gray") -> NDArray[np.uint8]:
+    """Show volumes on the model's grid side by side, voxel by voxel, with their masks' outlines.
+
+    Parameters
+    ----------
+    volumes : sequence of tuple
+        Values in [0, 1] and masks, both (X, Y, Z).
+    colours : str
+        Colour map of matplotlib.
+
+    Returns
+    -------
+    ndarray of uint8
+        (rows, columns, 3): a column for each volume, its middle axial, coronal and sagittal
+        slices below one another.
+    """
+    rows = []
+    for plane in (2, 1, 0):
+        middles = [sum(_extent(mask)[plane]) // 2 if mask.any() else 0 for _, mask in volumes]
+        rows.append(
+            [
+                _tile(data, mask, plane, at, np.full(3, 4.0), (0.0, 1.0))
+                for (data, mask), at in zip(volumes, middles, strict=True)
+            ]
+        )
+    canvas, lines = _lay_out(rows)
+    table = (colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    picture = Image.fromarray(table[canvas])
+    _draw(picture, lines, 2)
+    return np.asarray(picture)
+
+
 def _extent(mask: Mask) -> list[tuple[int, int]]:
     """First and last plane of the mask along each axis."""
     planes = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
@@ -114,7 +147,7 @@ def _tile(
 ) -> _Tile:
     """Cut one slice; the second of its axes points up."""
     across, up = np.delete(zoom, plane)
-    where = (*[slice(None)] * plane, at)  # a view; np.take would copy the whole volume
+    where: tuple[slice | int, ...] = (*[slice(None)] * plane, at)  # np.take would copy it all
     cut = data[where].T[::-1]
     grey = np.clip((cut - scale[0]) / scale[1] * 255, 0, 255).astype(np.uint8)
     width = max(round(grey.shape[1] * across), 1)
@@ -167,11 +200,15 @@ def _thumbnail(rows: Sequence[Sequence[_Tile]]) -> Image.Image:
     """Draw tiles with their outlines, and make them small."""
     canvas, lines = _lay_out(rows)
     picture = Image.fromarray(canvas).convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    for line in lines:
-        pen.line([tuple(point) for point in line.tolist()], fill=OUTLINE, width=3)
+    _draw(picture, lines, 3)
     width = round(picture.width * THUMBNAIL / picture.height)
     return picture.resize((width, THUMBNAIL), Image.Resampling.LANCZOS)
+
+
+def _draw(picture: Image.Image, lines: Sequence[NDArray[np.float64]], width: int) -> None:
+    pen = ImageDraw.Draw(picture)
+    for line in lines:
+        pen.line([tuple(point) for point in line.tolist()], fill=OUTLINE, width=width)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

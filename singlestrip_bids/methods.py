@@ -91,6 +91,7 @@ def text(
         label=_tally(label["scan"] for label in card["label"]),
         pool=_tally(card["unlabelled"]),
         unusable=unusable,
+        ratings=card["ratings"] if any(card.get("ratings", {}).values()) else None,
         inside=INSIDE,
         outside=OUTSIDE,
         rounds=rounds,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import derivatives, handoff, inference, methods, model, reports, volume
+from . import derivatives, group_report, handoff, inference, methods, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, log_failure
@@ -69,6 +69,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             progress.step(note)
             if scan is last[scan.subject]:
                 reports.subject_page(config.output_dir, scan.subject, trained.card, failed)
+    group_report.write(config.output_dir, trained.folder)
     methods.write(config.output_dir, trained.folder)
     _complain(failed, scans)
 
@@ -83,7 +84,9 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
     """
     scans = find_scans(config.bids_dir, config.modalities, config.participant_label)
     folder = config.model or derivatives.model_dir(config.output_dir)
-    _complain(reports.remake(config.output_dir, scans, model.read_card(folder)), scans)
+    failed = reports.remake(config.output_dir, scans, model.read_card(folder))
+    group_report.write(config.output_dir, folder)
+    _complain(failed, scans)
 
 
 def _complain(failed: Mapping[str, str], scans: Sequence[Scan]) -> None:

@@ -162,7 +162,10 @@ def read_rows(
             said = (f"The last run failed here, and this mask is an earlier one: {why}", *said)
         pictures = _pictures(output_dir, scan)
         if "scan" not in pictures:
-            said = (*said, "The picture of this mask could not be made; the log says why.")
+            said = (
+                *said,
+                "There is no picture of this mask; --reports-only draws one, or the log says why not.",
+            )
         rows.append(Row(scan, fields, pictures, said))
     rows += [Row(scan, {}, {}, (f"No mask. {why}",)) for scan, why in failures.items()]
     return sorted(rows, key=lambda row: row.scan)
@@ -192,7 +195,9 @@ def _about_model(fields: Mapping[str, Any], card: Mapping[str, Any]) -> list[str
     if not VOLUMES[0] < share < VOLUMES[1]:
         said.append(f"The volume is {share:.1f} times that of the labelled brain.")
     if fields.get("ModelSHA256") != card["sha256"].get(card["network"]):
-        said.append("Another model than the one below made this mask: run participant again.")
+        said.append(
+            "Another model than the one in this folder made this mask: run participant again."
+        )
     return said
 
 

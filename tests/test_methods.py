@@ -172,6 +172,7 @@ def test_references_are_read_whole():
     assert "Ga\u00ebl" in known["scikitlearn"].text
     for reference in known.values():
         assert not set("{}\\") & set(reference.text)
+        assert ".." not in reference.text
         assert reference.fields["title"]
 
 

@@ -141,7 +141,7 @@ def test_a_picture_that_fails_loses_no_mask(heads, trained, tmp_path, monkeypatc
     assert "could not be drawn" in capfd.readouterr().err
     assert sidecar_of(out, "02").is_file()
     page = (out / "sub-02.html").read_text()
-    assert "could not be made" in page
+    assert "There is no picture of this mask" in page
     assert "<img" not in page
 
 
