@@ -10,7 +10,6 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,9 +20,8 @@ from .config import (
     OUTPUTS,
     PRESETS,
     PSEUDO_LABELS,
-    MethodConfig,
     RunConfig,
-    sloppy,
+    method_from,
 )
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 
@@ -165,6 +163,11 @@ def build_parser() -> Parser:
         "(default: half of them, ten at least; the paper: 10)",
     )  # fmt: skip
     training.add_argument(
+        "--ratings", type=Path, metavar="FILE",
+        help="ratings exported from group.html: rejected scans are never used for self-training, "
+        "accepted ones always",
+    )  # fmt: skip
+    training.add_argument(
         "--steps", type=positive_int, metavar="N",
         help="steps of the first training; the others keep their proportion (default: preset's)",
     )  # fmt: skip
@@ -227,38 +230,16 @@ def build_parser() -> Parser:
         help="take the options from OUTPUT_DIR/logs/RUN_ID/config.json of an earlier run; "
         "those given beside it win",
     )  # fmt: skip
+    how.add_argument(
+        "--reports-only", action="store_true",
+        help="make no mask: draw those on disk and write the pages again",
+    )  # fmt: skip
+    how.add_argument(
+        "--boilerplate-only", action="store_true",
+        help="write the methods text in OUTPUT_DIR/logs again, and nothing else",
+    )  # fmt: skip
     how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     return parser
-
-
-def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
-    """Apply the options to a preset."""
-    method = PRESETS[preset]
-    if arguments.sloppy:
-        method = sloppy(method)
-    if arguments.steps:
-        share = arguments.steps / method.training.steps
-        finetuning, epochs = method.finetuning.steps, method.quality.epochs
-        method = replace(
-            method,
-            training=replace(method.training, steps=arguments.steps),
-            finetuning=replace(method.finetuning, steps=max(round(finetuning * share), 1)),
-            quality=replace(method.quality, epochs=max(round(epochs * share), 1)),
-            trials=max(round(method.trials * share), min(method.trials, 20)),
-        )
-    if arguments.real_fraction is not None:
-        share = arguments.real_fraction
-        method = replace(
-            method,
-            synthesis=replace(method.synthesis, real_fraction=share),
-            finetuning_synthesis=replace(method.finetuning_synthesis, real_fraction=share),
-        )
-    given = {
-        name: getattr(arguments, name)
-        for name in ("rounds", "pseudo_labels", "top_k", "voxel_size")
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(method, seed=arguments.random_seed, **given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -297,7 +278,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from . import derivatives, group, handoff, participant, records, runtime
+    from . import runtime
 
     runtime.start_logging(arguments.verbose)
     log = logging.getLogger("singlestrip_bids")
@@ -308,11 +289,18 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
         config = _config(arguments)
+        # after the start: a user without a home cannot import pybids before
+        from . import derivatives, group, handoff, methods, participant, records
+
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
         log_dir = config.log_dir
         records.write_run(config, options_of(arguments), words)
         levels = {"group": group.run, "participant": participant.run}
+        if arguments.reports_only:
+            levels = {"group": group.remake, "participant": participant.remake}
+        if arguments.boilerplate_only:
+            levels = dict.fromkeys(LEVELS, methods.run)
         with runtime.stopping_on_sigterm():
             for level in config.levels:
                 try:
@@ -340,7 +328,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options by their long names, without what is given anew in each call."""
-    anew = ("bids_dir", "output_dir", "levels", "config_file", "verbose")
+    anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose"]
+    anew += ["reports_only", "boilerplate_only"]
     return {name: value for name, value in vars(arguments).items() if name not in anew}
 
 
@@ -370,6 +359,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         overwrite=arguments.overwrite,
         stop_on_first_crash=arguments.stop_on_first_crash,
         log_dir=derivatives.log_dir(arguments.output_dir, records.new_run_id()),
+        ratings=arguments.ratings,
     )
 
 

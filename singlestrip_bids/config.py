@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -161,6 +162,36 @@ def sloppy(method: MethodConfig) -> MethodConfig:
     )
 
 
+def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
+    """Apply the options of the command line to a preset."""
+    method = PRESETS[preset]
+    if arguments.sloppy:
+        method = sloppy(method)
+    if arguments.steps:
+        share = arguments.steps / method.training.steps
+        finetuning, epochs = method.finetuning.steps, method.quality.epochs
+        method = replace(
+            method,
+            training=replace(method.training, steps=arguments.steps),
+            finetuning=replace(method.finetuning, steps=max(round(finetuning * share), 1)),
+            quality=replace(method.quality, epochs=max(round(epochs * share), 1)),
+            trials=max(round(method.trials * share), min(method.trials, 20)),
+        )
+    if arguments.real_fraction is not None:
+        share = arguments.real_fraction
+        method = replace(
+            method,
+            synthesis=replace(method.synthesis, real_fraction=share),
+            finetuning_synthesis=replace(method.finetuning_synthesis, real_fraction=share),
+        )
+    given = {
+        name: getattr(arguments, name)
+        for name in ("rounds", "pseudo_labels", "top_k", "voxel_size")
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(method, seed=arguments.random_seed, **given)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One call of the app: the paths, the selection and how to run."""
@@ -186,3 +217,4 @@ class RunConfig:
     overwrite: bool = False
     stop_on_first_crash: bool = False
     log_dir: Path | None = None
+    ratings: Path | None = None

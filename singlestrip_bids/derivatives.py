@@ -87,6 +87,30 @@ def brain_path(output_dir: Path, scan: Scan) -> Path:
     return _derivative(output_dir, scan, f"desc-brain_{scan.suffix}", None)
 
 
+def figure_path(output_dir: Path, relative: str, desc: str, extension: str) -> Path:
+    """Return where a picture goes, such as `sub-01/figures/sub-01_desc-scan_T1w.jpg`."""
+    name, suffix = Path(relative).name.split(".")[0].rsplit("_", 1)
+    folder = output_dir / relative.rpartition("/")[0].split("/")[0] / "figures"
+    return folder / f"{name}_desc-{desc}_{suffix}{extension}"
+
+
+def report_path(output_dir: Path, name: str) -> Path:
+    """Return where a page goes; it is named after a subject, or `group`."""
+    return output_dir / f"{name}.html"
+
+
+def citation_path(output_dir: Path, extension: str) -> Path:
+    """Return where the methods text goes."""
+    return output_dir / "logs" / f"CITATION{extension}"
+
+
+def mask_sidecars(output_dir: Path, subject: str = "*") -> list[Path]:
+    """List the sidecars of the brain masks that are there, sorted by path."""
+    name = "*_desc-brain_mask.json"
+    within = (f"sub-{subject}/*/{name}", f"sub-{subject}/ses-*/*/{name}")
+    return sorted(path for pattern in within for path in output_dir.glob(pattern))
+
+
 def _derivative(output_dir: Path, scan: Scan, ending: str, space: str | None) -> Path:
     """Name an image made from a scan, after the entities of the scan."""
     parts = scan.name.split("_")[:-1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from . import __version__, derivatives, model, quality, volume
+from . import __version__, derivatives, group_report, methods, model, quality, ratings, volume
 from .config import RunConfig, SynthesisConfig, TrainingConfig
 from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
@@ -50,16 +50,20 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         config.bids_dir, scans, config.label_subject, config.derivatives, config.label_mask
     )
     taken = {label.scan.path for label in labelled}
-    pool = [scan for scan in scans if scan.path not in taken]
+    rated = ratings.read(config.ratings)
+    pool = [s for s in scans if s.path not in taken and s.relative not in rated.rejected]
     for label in labelled:
         LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
     stage, sources = _start(config, labelled, runtime)
     derivatives.write_dataset(config.output_dir, config.bids_dir)
+    example = runtime.generator(mix_seed(config.method.seed, 3), 0)
+    ranges = config.method.synthesis
+    group_report.draw_sources(config.output_dir, sources, config.method.size, ranges, example)
     inputs = [_checksums(label) for label in labelled]
     key = model.fingerprint(inputs, _identity(stage))
     autoencoder = _train_autoencoder(stage, sources, key)
     first, key = _first_network(stage, sources, key)
-    networks, table = _self_train(stage, pool, sources, first, autoencoder, key)
+    networks, table = _self_train(stage, pool, sources, first, autoencoder, key, rated.accepted)
     failed = {row["scan"]: row["note"] for row in table if row["note"]}
     usable = [scan for scan in pool if scan.relative not in failed]
     verdict = choose(stage, usable, sources, networks, autoencoder)
@@ -70,6 +74,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         "calibration": asdict(verdict.calibration),
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
+        "ratings": rated.to_dict(),
         "voxel_size_mm": stage.frame.voxel_size,
         "brain_ml": stage.frame.brain_ml,
         "head_width": stage.frame.head_width,
@@ -78,11 +83,18 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     }
     model.write_card(stage.folder, card)
     LOG.info("Model: %s (%s).", stage.folder, verdict.name)
+    group_report.write(config.output_dir, stage.folder)
+    methods.write(config.output_dir, stage.folder)
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "
             "without them:\n" + "\n".join(f"  {note}" for note in failed.values())
         )
+
+
+def remake(config: RunConfig, runtime: Runtime) -> None:
+    """Write the page of the group from what is on disk; nothing is trained."""
+    group_report.write(config.output_dir, derivatives.model_dir(config.output_dir))
 
 
 def _self_train(
@@ -92,6 +104,7 @@ def _self_train(
     first: UNet,
     autoencoder: nn.Module,
     key: str,
+    always: Collection[str],
 ) -> tuple[dict[str, UNet], list[dict[str, Any]]]:
     """Fine-tune round by round; return the first and the last network by name, and the scores."""
     networks, table = {"sl1": first}, list[dict[str, Any]]()
@@ -108,7 +121,7 @@ def _self_train(
         guess, earlier, name = guesser(stage, network, sources, way), name, f"round-{number}"
         key = model.fingerprint(key, stage.method.copies, way)
         judged = model.fingerprint(key, asdict(stage.method.quality))
-        ranked = rank(stage, pool, guess, autoencoder, name, judged)
+        ranked = rank(stage, pool, guess, autoencoder, name, judged, always)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]

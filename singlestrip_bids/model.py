@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from dataclasses import dataclass
@@ -68,6 +69,20 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
 def retract(folder: Path) -> None:
     """Remove the card before a network changes: without one there is no model."""
     (folder / CARD).unlink(missing_ok=True)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Read the card of a model alone; None if there is no model."""
+    return read_json(folder / CARD) if (folder / CARD).is_file() else None
+
+
+def read_table(folder: Path, name: str) -> list[dict[str, str]]:
+    """Read a table of a model, such as ``scores``; empty if there is none."""
+    path = folder / f"{name}.tsv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 def load(folder: Path, runtime: Runtime) -> Model:

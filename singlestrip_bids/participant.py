@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import derivatives, handoff, model, volume
+from . import derivatives, group_report, handoff, methods, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed
@@ -63,6 +63,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     handed = handoff.start(config, scans)
     failed: dict[str, str] = {}
     skipped = 0
+    last = {scan.subject: scan for scan in scans}
     with Progress("participant", len(scans)) as progress:
         for scan in scans:
             check_stop()
@@ -77,11 +78,35 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
             progress.step(note)
+            if scan is last[scan.subject]:
+                reports.subject_page(config.output_dir, scan.subject, trained.card, failed)
             if failed and config.stop_on_first_crash:
                 LOG.error("Stopped: %d of %d scans were looked at.", progress.done, len(scans))
                 break
     if skipped:
         LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
+    group_report.write(config.output_dir, trained.folder)
+    methods.write(config.output_dir, trained.folder)
+    _complain(failed, scans)
+
+
+def remake(config: RunConfig, runtime: Runtime) -> None:
+    """Draw the masks on disk again and write the pages; no mask is made.
+
+    Raises
+    ------
+    ScanFailed
+        Some selected scans have no mask that can be read; the pages of the others are there.
+    """
+    scans = selected(config)
+    folder = config.model or derivatives.model_dir(config.output_dir)
+    failed = reports.remake(config.output_dir, scans, model.read_card(folder))
+    group_report.write(config.output_dir, folder)
+    _complain(failed, scans)
+
+
+def _complain(failed: Mapping[str, str], scans: Sequence[Scan]) -> None:
+    """Raise `ScanFailed` if scans failed, and name them."""
     if failed:
         raise ScanFailed(
             f"{len(failed)} of {len(scans)} scans have no mask:\n"
@@ -133,6 +158,7 @@ def process(
         lambda: derivatives.write_mask(path, brain.mask, image.nifti),
         derivatives.sidecar(scan, fields),
     )
+    reports.draw(config.output_dir, scan, image, brain.mask)
     _write_more(scan, image, brain, config, checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)

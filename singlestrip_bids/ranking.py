@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,6 +83,7 @@ def rank(
     autoencoder: nn.Module,
     name: str,
     key: str,
+    always: Collection[str] = (),
 ) -> list[Candidate]:
     """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -94,6 +95,8 @@ def rank(
         Of the round; also that of the folder of its masks.
     key : str
         Fingerprint of all that decides the masks and scores, apart from the scans.
+    always : collection of str
+        Scans whose masks are kept whatever their rank.
 
     Returns
     -------
@@ -114,7 +117,7 @@ def rank(
                     raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
                 candidates.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
             progress.step(f"{scan.name} {candidates[-1].rank:.3f}")
-    return top_k(candidates, stage.method.top_k or max(10, len(pool) // 2))
+    return top_k(candidates, stage.method.top_k or max(10, len(pool) // 2), always)
 
 
 def _candidate(

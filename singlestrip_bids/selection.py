@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 
@@ -44,12 +44,14 @@ class Candidate:
         return self.score if self.agreement is None else (self.score + self.agreement) / 2
 
 
-def top_k(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
+def top_k(
+    candidates: Sequence[Candidate], k: int, always: Collection[str] = ()
+) -> list[Candidate]:
     """Mark k as kept, contrast by contrast, in the order given.
 
     The best of every contrast (BIDS suffix) comes first, then the others in proportion to its
     number, so that none is left out because its masks are harder to make. An empty mask is never
-    kept.
+    kept. Scans named in ``always`` are kept besides.
 
     Notes
     -----
@@ -61,4 +63,5 @@ def top_k(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
         group = [c.scan for c in usable if c.contrast == contrast]
         place |= {scan: i / len(group) for i, scan in enumerate(group)}
     kept = {c.scan for c in sorted(usable, key=lambda c: place[c.scan])[:k]}
+    kept |= {c.scan for c in usable if c.scan in always}
     return [replace(c, kept=c.scan in kept) for c in candidates]

@@ -258,6 +258,12 @@ def _to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
     return moved, affine @ orientations.inv_ornt_aff(ornt, data.shape)
 
 
+def upright(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray[np.float64]]:
+    """Reorder the axes of (X, Y, Z) to the closest of RAS; also return the voxel sizes in mm."""
+    moved, placed = _to_ras(data, affine)
+    return moved, voxel_sizes(placed)
+
+
 def _block_mean(data: NDArray, affine: NDArray, target: float) -> tuple[NDArray, NDArray]:
     """Average whole blocks of voxels, the largest that fit into ``target`` mm."""
     factors = np.maximum(np.floor(target / voxel_sizes(affine) + 1e-3).astype(int), 1)

@@ -1,0 +1,214 @@
+"""Pages that people look at: one for each subject, made from what lies in the output folder.
+
+A page knows nothing but the sidecars and pictures on disk, so it is complete whichever job wrote
+them. Whatever goes wrong here is logged and named on the page; masks are never lost by it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import __version__, derivatives, volume
+from .errors import SingleStripError
+from .figures import mosaic
+from .inputs import Scan
+from .templates import render
+from .volume import Image, Mask
+
+LOG = logging.getLogger("singlestrip_bids")
+
+LOW_DICE, LOW_END, LOW_MIRROR = 0.90, 0.80, 0.90  # below these a person is asked to look
+VOLUMES = 0.6, 1.6  # multiples of the labelled brain's outside which one is asked, too
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mask, or a scan that has none, as pages tell of it.
+
+    Attributes
+    ----------
+    scan : str
+        Path of the scan in its dataset.
+    fields : mapping
+        Of the sidecar; empty if there is no mask.
+    pictures : mapping
+        From ``scan``, ``outline``, ``outside`` and ``thumbnail`` to addresses, relative to the
+        output folder; those that are there.
+    remarks : tuple of str
+        What a person should know before using the mask.
+    """
+
+    scan: str
+    fields: Mapping[str, Any]
+    pictures: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File name without extension; also the anchor on the page of the subject."""
+        return Path(self.scan).name.split(".")[0]
+
+    @property
+    def subject(self) -> str:
+        """Subject with ``sub-``; also the name of its page."""
+        return self.scan.split("/")[0]
+
+    @property
+    def expected(self) -> float | None:
+        """Expected Dice; None where it is not known."""
+        return self.fields.get("ExpectedDice")
+
+    @property
+    def interval(self) -> Sequence[float] | None:
+        """Ends of its interval."""
+        return self.fields.get("ExpectedDiceInterval")
+
+
+def draw(output_dir: Path, scan: Scan, image: Image, mask: Mask) -> None:
+    """Write the pictures of a mask; a failure is logged and nothing else."""
+    try:
+        upright, sizes = volume.upright(image.data, image.affine)
+        pictures = mosaic(upright, volume.upright(mask, image.affine)[0], sizes)
+        for desc, extension, content in (
+            ("scan", ".jpg", pictures.scan),
+            ("outline", ".svg", pictures.outline.encode()),
+            ("outside", ".svg", pictures.outside.encode()),
+            ("thumbnail", ".jpg", pictures.thumbnail),
+        ):
+            path = derivatives.figure_path(output_dir, scan.relative, desc, extension)
+            derivatives.write_bytes(path, content)
+    except Exception as error:  # the mask is there: a picture is not worth losing it
+        LOG.warning("%s: its mask could not be drawn (%r).", scan.path, error)
+
+
+def subject_page(
+    output_dir: Path,
+    subject: str,
+    card: Mapping[str, Any] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page of a subject from its sidecars and pictures; a failure is logged.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Derivative dataset.
+    subject : str
+        Without ``sub-``.
+    card : mapping, optional
+        That of the model, if it is known.
+    failures : mapping, optional
+        What went wrong, by the path of the scan in its dataset; those of other subjects are left
+        out.
+    """
+    name = f"sub-{subject}"
+    own = {scan: why for scan, why in (failures or {}).items() if scan.startswith(f"{name}/")}
+    try:
+        rows = read_rows(output_dir, subject, card, own)
+        page = render("subject.html", rows=rows, card=card, **page_values(name))
+        derivatives.write_text(derivatives.report_path(output_dir, name), page)
+    except Exception as error:  # as above
+        LOG.warning("%s: its page could not be written (%r).", name, error)
+
+
+def remake(
+    output_dir: Path, scans: Sequence[Scan], card: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Draw all masks on disk again and write the pages of their subjects.
+
+    Returns
+    -------
+    dict
+        A message for each scan without a mask that can be read, by its path in the dataset.
+    """
+    failures: dict[str, str] = {}
+    for scan in scans:
+        try:
+            image = volume.load(scan.path)
+            mask = volume.load_mask(derivatives.mask_path(output_dir, scan), image)
+        except SingleStripError as error:
+            failures[scan.relative] = str(error)
+            LOG.warning("%s", error)
+            continue
+        draw(output_dir, scan, image, mask)
+    for subject in dict.fromkeys(scan.subject for scan in scans):
+        subject_page(output_dir, subject, card, failures)
+    return failures
+
+
+def read_rows(
+    output_dir: Path,
+    subject: str = "*",
+    card: Mapping[str, Any] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Read the masks on disk, of one subject or of all; scans that failed follow."""
+    failures = dict(failures or {})
+    rows = []
+    for path in derivatives.mask_sidecars(output_dir, subject):
+        try:
+            fields = derivatives.read_json(path)
+            scan = str(fields["SpatialReference"]).split(":", 2)[2]
+        except (SingleStripError, LookupError) as error:
+            LOG.warning("%s: left out of the pages (%s).", path, error)
+            continue
+        said = remarks(fields, card)
+        if why := failures.pop(scan, None):
+            said = (f"The last run failed here, and this mask is an earlier one: {why}", *said)
+        pictures = _pictures(output_dir, scan)
+        if "scan" not in pictures:
+            said = (
+                *said,
+                "There is no picture of this mask; --reports-only draws one, "
+                "or the log says why not.",
+            )
+        rows.append(Row(scan, fields, pictures, said))
+    rows += [Row(scan, {}, {}, (f"No mask. {why}",)) for scan, why in failures.items()]
+    return sorted(rows, key=lambda row: row.scan)
+
+
+def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Say in plain words what the fields of a sidecar mean for its use."""
+    said = []
+    expected, interval = fields.get("ExpectedDice"), fields.get("ExpectedDiceInterval")
+    if expected is not None and expected < LOW_DICE:
+        said.append(f"The expected Dice is low ({expected:.2f}): check this mask before using it.")
+    elif interval and interval[0] < LOW_END:
+        said.append(f"The expected Dice is uncertain: it may be as low as {interval[0]:.2f}.")
+    mirror = fields.get("MirrorAgreement")
+    if mirror is not None and mirror < LOW_MIRROR:
+        said.append("The masks of the image and of its mirror image differ: look at both sides.")
+    said += _about_model(fields, card) if card else []
+    if averaged := fields.get("Averaged"):
+        said.append(str(averaged))
+    return tuple(said)
+
+
+def _about_model(fields: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    """Compare a mask with the label and with the model on disk."""
+    said = []
+    share = fields.get("BrainVolumeMl", card["brain_ml"]) / card["brain_ml"]
+    if not VOLUMES[0] < share < VOLUMES[1]:
+        said.append(f"The volume is {share:.1f} times that of the labelled brain.")
+    if fields.get("ModelSHA256") != card["sha256"].get(card["network"]):
+        said.append(
+            "Another model than the one in this folder made this mask: run participant again."
+        )
+    return said
+
+
+def _pictures(output_dir: Path, scan: str) -> dict[str, str]:
+    kinds = {"scan": ".jpg", "outline": ".svg", "outside": ".svg", "thumbnail": ".jpg"}
+    paths = {d: derivatives.figure_path(output_dir, scan, d, e) for d, e in kinds.items()}
+    return {d: p.relative_to(output_dir).as_posix() for d, p in paths.items() if p.is_file()}
+
+
+def page_values(title: str) -> dict[str, str]:
+    """Values that every page needs."""
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return {"title": title, "tool": derivatives.TOOL, "version": __version__, "made": made}

@@ -1,0 +1,78 @@
+"""The page of the group, without a browser."""
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import CARD, make
+from PIL import Image
+
+from singlestrip_bids import cli, derivatives, figures, group_report
+
+MODEL = Path("code/singlestrip")
+
+
+def test_whole_app_leaves_a_page_with_its_pictures(trained):
+    page = (trained / "group.html").read_text()
+    card = json.loads((trained / MODEL / "model.json").read_text())
+    assert card["guard"]["reason"] in page
+    assert len(re.findall(r'<article class="card"', page)) == 4
+    assert len(re.findall(r"<tr data-name", page)) == 3
+    pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
+    assert len(pictures) == 4 + 4
+    assert all((trained / address).is_file() for address in pictures)
+    assert "http" not in page
+    sizes = {p.stem: Image.open(p).size for p in (trained / "figures").glob("*.[jp][pn]g")}
+    size = card["method"]["size"]
+    width, height = sizes["group_desc-synthetic_model"]
+    assert (width, height) == (6 * 4 * size, 3 * 4 * size)
+
+
+def test_reports_only_trains_nothing(heads, trained, tmp_path):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    (out / "group.html").unlink()
+    before = {p: p.stat().st_mtime_ns for p in (out / MODEL).rglob("*") if p.is_file()}
+    assert cli.main([str(heads), str(out), "group", "--reports-only"]) == 0
+    assert (out / "group.html").is_file()
+    assert all(p.stat().st_mtime_ns == then for p, then in before.items())
+
+
+def test_traces_of_an_earlier_model_are_left_out(tmp_path):
+    scans = make(tmp_path, 5)
+    folder = tmp_path / MODEL
+    method = {**CARD["method"], "rounds": 0}
+    card = {**CARD, "method": method, "unlabelled": scans, "network": "sl1.safetensors"}
+    card["sha256"] = {"sl1.safetensors": "new"}
+    derivatives.write_json(folder / "model.json", card)
+    group_report.write(tmp_path, folder)
+    page = (tmp_path / "group.html").read_text()
+    assert "<tr data-name" not in page
+    assert "group_desc-scatter" not in page
+    assert "sl1, autoencoder." in page
+    assert page.count("Another model than that of this folder made this mask") == 5
+
+
+def test_without_a_model_there_are_masks_alone(tmp_path):
+    make(tmp_path, 3)
+    shutil.rmtree(tmp_path / MODEL)
+    group_report.write(tmp_path, tmp_path / MODEL)
+    page = (tmp_path / "group.html").read_text()
+    assert page.count('<article class="card"') == 3
+    assert "not in this folder" in page
+
+
+def test_gallery_shows_voxels_in_colours():
+    values = np.linspace(0, 1, 8**3).reshape(8, 8, 8)
+    mask = np.zeros((8, 8, 8), bool)
+    mask[2:6, 2:6, 2:6] = True
+    grey = figures.gallery([(values, mask)] * 2)
+    assert grey.shape == (3 * 32, 2 * 32, 3)
+    colours = figures.gallery([(values, mask)], "cividis").astype(int)
+    assert np.ptp(colours[0, 0]) > 30
+    with pytest.raises(KeyError):
+        figures.gallery([(values, mask)], "no such colours")
+    assert Image.open(io.BytesIO(group_report.encode(grey))).size == (64, 96)
