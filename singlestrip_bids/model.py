@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .runtime import Runtime
 
 CARD = "model.json"
 AUTOENCODER = "autoencoder.safetensors"
+_MALFORMED = (LookupError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
 FORMAT = 1  # of the card; a newer one is refused
 
 
@@ -103,7 +104,8 @@ def load(folder: Path, runtime: Runtime) -> Model:
         calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
         voxel_size, brain_ml = float(card["voxel_size_mm"]), float(card["brain_ml"])
         size = int(method["size"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        _check_numbers(calibration, voxel_size, brain_ml, size)
+    except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
         folder,
@@ -116,6 +118,16 @@ def load(folder: Path, runtime: Runtime) -> Model:
         size,
         card,
     )
+
+
+def _check_numbers(
+    calibration: Calibration, voxel_size: float, brain_ml: float, size: int
+) -> None:
+    """Raise `ValueError` for numbers that no training gives."""
+    if not all(abs(value) < 100 for value in astuple(calibration)):  # NaN is not
+        raise ValueError(f"impossible {calibration}")
+    if not (0.001 < voxel_size < 1000 and 0 < brain_ml < 1e6 and 1 < size <= 1024):
+        raise ValueError(f"impossible grid: {size} voxels of {voxel_size} mm, {brain_ml} ml")
 
 
 def _read(network: nn.Module, folder: Path, name: str, checksum: str) -> None:
