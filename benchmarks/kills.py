@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -76,41 +76,56 @@ def _whole(path: Path) -> bool:
         return False
 
 
+def rounds(
+    bids: Path, folder: Path, level: str, moments: int, draw: random.Random
+) -> Iterator[tuple[float, int, int, int]]:
+    """Kill a level at random moments, then run it to its end.
+
+    Yields
+    ------
+    seconds, code, half files, hidden files
+        Of each run; the last one is not killed.
+    """
+    code, seconds = run(command(bids, folder / "straight", [level]))
+    if code:
+        raise SystemExit(f"{level} does not run by itself: {code}")
+    out = folder / "killed"
+    words = command(bids, out, [level])
+    for _ in range(moments):
+        if level == "participant":  # nothing is left to do for the next one otherwise
+            for masks in out.glob("sub-*"):
+                shutil.rmtree(masks)
+        elif (out / "code/singlestrip/model.json").exists():
+            shutil.rmtree(out)
+        moment = draw.uniform(0, seconds)
+        code, _ = run(words, moment)
+        yield moment, code, len(half_files(out)), len(leftovers(out))
+    code, last = run(words)
+    yield last, code, len(half_files(out)), len(leftovers(out))
+
+
 def main() -> int:
-    """Kill group and participant, half of the moments each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    """Kill each level half of the times and print one row a run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path, help="folder that is removed first")
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--levels", nargs="+", default=["group", "participant"])
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shutil.rmtree(arguments.out, ignore_errors=True)
-    straight = arguments.out / "straight"
-    print("level\tmoments\tkilled\thalf_files\thidden_left\trestart_code")
+    print("level\tseconds\tcode\thalf_files\thidden_files")
     failures = 0
-    for level in ("group", "participant"):
-        words = command(arguments.dataset, straight, [level])
-        code, seconds = run(words)
-        if code:
-            raise SystemExit(f"{level} does not run by itself: {code}")
-        killed, half = 0, 0
-        out = arguments.out / "killed"
-        moments = arguments.moments // 2
-        for _ in range(moments):
-            if level == "participant":
-                for folder in out.glob("sub-*"):
-                    shutil.rmtree(folder)
-            code, _ = run(command(arguments.dataset, out, [level]), draw.uniform(0, seconds))
-            killed += code == -signal.SIGKILL
-            half += len(half_files(out))
-            if level == "group" and not code:  # it came to its end: start afresh
-                shutil.rmtree(out)
-        code, _ = run(command(arguments.dataset, out, [level]))
-        half += len(half_files(out))
-        print(level, moments, killed, half, len(leftovers(out)), code, sep="\t", flush=True)
-        failures += bool(half or code)
+    for level in arguments.levels:
+        moments = arguments.moments // len(arguments.levels)
+        code = 0
+        for row in rounds(arguments.dataset, arguments.out, level, moments, draw):
+            seconds, code, half, hidden = row
+            print(level, f"{seconds:.1f}", code, half, hidden, sep="\t", flush=True)
+            failures += half
+        failures += bool(code)
     return failures
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .runtime import Runtime
 
 CARD = "model.json"
 AUTOENCODER = "autoencoder.safetensors"
+_MALFORMED = (LookupError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
 FORMAT = 1  # of the card; a newer one is refused
 
 
@@ -118,7 +119,8 @@ def load(folder: Path, runtime: Runtime) -> Model:
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
         frame = Frame(voxel_size, int(method["size"]), shape.multiple, brain_ml, head_width)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        _check_numbers(calibration, frame)
+    except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
         folder,
@@ -129,6 +131,15 @@ def load(folder: Path, runtime: Runtime) -> Model:
         frame,
         card,
     )
+
+
+def _check_numbers(calibration: Calibration, frame: Frame) -> None:
+    """Raise `ValueError` for numbers that no training gives."""
+    if not all(abs(value) < 100 for value in astuple(calibration)):  # NaN is not
+        raise ValueError(f"impossible {calibration}")
+    grid = 0.001 < frame.voxel_size < 1000 and 1 < frame.size <= 1024
+    if not (grid and 0 < frame.brain_ml < 1e6 and 0 <= frame.head_width < 1e4):
+        raise ValueError(f"impossible {frame}")
 
 
 def _read(network: nn.Module, folder: Path, name: str, checksum: str) -> None:

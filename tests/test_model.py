@@ -114,6 +114,13 @@ class TestDamage:
         [
             {"format": None},
             {"format": "one"},
+            {"calibration": {**CALIBRATION, "constant": 1e308}},
+            {"calibration": {**CALIBRATION, "worse": float("nan")}},
+            {"voxel_size_mm": -1},
+            {"voxel_size_mm": float("inf")},
+            {"brain_ml": 0},
+            {"method": method(size=10**6)},
+            {"method": method(size=float("inf"))},
             {"method": None},
             {"method": 3},
             {"method": {}},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
+from benchmarks import fuzz, kills
 
 MODEL = Path("code/singlestrip")
 
@@ -66,3 +66,22 @@ def test_half_files_are_seen(trained, tmp_path):
     (out / ".x.tmp").write_text("half")
     assert sorted(kills.half_files(out)) == sorted(map(str, paths))
     assert kills.leftovers(out) == [out / ".x.tmp"]
+
+
+def test_a_short_fuzz(trained, tmp_path):
+    """The longer run of this is benchmarks.fuzz."""
+    images = [*fuzz.fuzz_images(trained / MODEL, tmp_path, 12, seed=3)]
+    files = [*fuzz.fuzz_files(trained / MODEL, tmp_path, 20, seed=3)]
+    assert [text for _, wrong in images + files for text in wrong] == []
+    assert sum(kind.startswith("image ") for kind, _ in images) == 12
+    assert len({kind for kind, _ in files}) > 4
+
+
+def test_faults_are_seen(tmp_path):
+    (tmp_path / ".x.tmp").write_text("half")
+    (tmp_path / "x.json").write_text("{")
+    said = "Traceback\nERROR a.nii: KeyError('x') [crash.txt]\nERROR m: no card (KeyError('x'))"
+    found = fuzz.faults(2, said, tmp_path)
+    assert len(found) == 5
+    assert "KeyError" in found[2]
+    assert fuzz.faults(65, "ERROR a.nii: cut", tmp_path / "other") == []
