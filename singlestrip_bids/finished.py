@@ -30,9 +30,10 @@ def write_with_sidecar(path: Path, write: Callable[[], None], fields: Mapping[st
 
 
 def stamp(scan: Scan, trained: Model) -> dict[str, str]:
-    """Return the sidecar fields that tell what an output was made of: two checksums."""
+    """Return the sidecar fields that tell what an output was made of: checksums."""
     return {
-        "ModelSHA256": sha256(trained.folder / CARD),  # names the networks by their own
+        "ModelSHA256": trained.card["sha256"][trained.card["network"]],
+        "ModelCardSHA256": sha256(trained.folder / CARD),  # with the calibration
         "SourceSHA256": sha256(scan.path),
     }
 

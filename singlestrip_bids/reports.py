@@ -164,8 +164,7 @@ def read_rows(
         if "scan" not in pictures:
             said = (
                 *said,
-                "There is no picture of this mask; --reports-only draws one, "
-                "or the log says why not.",
+                "There is no picture of this mask: try --reports-only, or see the log.",
             )
         rows.append(Row(scan, fields, pictures, said))
     rows += [Row(scan, {}, {}, (f"No mask. {why}",)) for scan, why in failures.items()]
@@ -197,7 +196,7 @@ def _about_model(fields: Mapping[str, Any], card: Mapping[str, Any]) -> list[str
         said.append(f"The volume is {share:.1f} times that of the labelled brain.")
     if fields.get("ModelSHA256") != card["sha256"].get(card["network"]):
         said.append(
-            "Another model than the one in this folder made this mask: run participant again."
+            "Another model than that of this folder made this mask: run participant again."
         )
     return said
 
