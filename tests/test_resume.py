@@ -35,7 +35,8 @@ def scan(bids: Path, subject: str) -> Path:
 
 
 def logs(out: Path) -> list[Path]:
-    return sorted((out / "logs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    folders = [path for path in (out / "logs").iterdir() if path.is_dir()]
+    return sorted(folders, key=lambda path: path.stat().st_mtime_ns)
 
 
 def spoil(bids: Path, *subjects: str) -> None:
