@@ -289,7 +289,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
         config = _config(arguments)
-        # after the start: a user without a home cannot import pybids before
+        # after the start, which gives a user without a home one
         from . import derivatives, group, handoff, methods, participant, records
 
         derivatives.check_output(config.output_dir, config.bids_dir)
@@ -321,6 +321,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         log.error("Out of GPU memory (%s); free it, or use a smaller --preset.", error)
         return TemporaryFailure.exit_code
     except Exception as error:
+        from . import records
+
         records.report_crash(log_dir, "unexpected error, please report it", error)
         return 1
     return code

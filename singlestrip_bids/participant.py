@@ -231,8 +231,9 @@ def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> d
         "ExpectedDice": round(expected, 4),
         "ExpectedDiceInterval": [round(end, 4) for end in interval],
         "ExpectedDiceDescription": (
-            f"Dice overlap with a reader's mask that the evidence lets expect, and its "
-            f"{COVERAGE:.0%} interval, both learnt on corrupted copies of the labelled scan."
+            f"Dice overlap with a reader's mask that can be expected, and its {COVERAGE:.0%} "
+            "interval: estimated without a second label, from corrupted copies of the labelled "
+            "scan and, where it was registered, from its mask on unlabelled scans."
         ),
         "QualityScore": round(brain.evidence.score, 4),
         "QualityScoreDescription": (

@@ -216,3 +216,12 @@ class TestReportCrash:
         for _ in range(2):
             records.report_crash(tmp_path, "a.nii", NoInput("gone"))
         assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_fault_before_the_levels_is_a_message(heads, tmp_path, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr("singlestrip_bids.runtime.start", broken)
+    assert cli.main([str(heads), str(tmp_path / "out"), "group"]) == 1
+    assert "no driver" in caplog.text
