@@ -218,10 +218,10 @@ class TestReportCrash:
         assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_fault_before_the_levels_is_a_message(heads, tmp_path, monkeypatch, caplog):
+def test_a_fault_before_the_levels_is_a_message(heads, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise RuntimeError("no driver")
 
     monkeypatch.setattr("singlestrip_bids.runtime.start", broken)
     assert cli.main([str(heads), str(tmp_path / "out"), "group"]) == 1
-    assert "no driver" in caplog.text
+    assert "no driver" in capsys.readouterr().err
