@@ -6,10 +6,11 @@ and arms of one label share its first network. Labels and arms may be added late
 
 The config is JSON: ``title``; ``labels`` (subjects, one fold each), ``pool`` (unlabelled subjects
 trained on), ``inductive`` (subjects only masked); ``options`` of the app for all arms; ``arms``,
-their names and own options. If wanted, ``best`` makes some of the arms train on the ``k`` pool
-scans alone whose masks by the arm ``of`` are the best ``by`` their true ``dice`` (an oracle) or by
-a judgement of `benchmarks.qc`; arms in ``all_labels`` train on all labels at once, in the first
-fold alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
+their names and own options. If wanted, ``cohorts`` names sets of subjects that have columns of
+their own in the table, where contrasts have them otherwise; ``best`` makes some of the arms train
+on the ``k`` pool scans alone whose masks by the arm ``of`` are the best ``by`` their true ``dice``
+(an oracle) or by a judgement of `benchmarks.qc`; arms in ``all_labels`` train on all labels at
+once, in the first fold alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
 The truth lies in the folder named ``<DATASET>-truth``.
 """
 
@@ -185,27 +186,33 @@ def _with_roles(
     arm: str,
     minutes: float,
 ) -> list[dict[str, Any]]:
-    """Say of each score whether its scan is in the pool (transductive) or not (inductive)."""
-    return [
-        {"label": label, "arm": arm, "role": role, **row, "minutes": minutes}
-        for row in rows
-        for role in ("pool", "inductive")
-        if row["scan"].split("_")[0].removeprefix("sub-") in config[role]
-    ]
+    """Say of each score its cohort, and if it is in the pool (transductive) or not (inductive)."""
+    found = []
+    for row in rows:
+        subject = row["scan"].split("_")[0].removeprefix("sub-")
+        sets = config.get("cohorts", {}).items()
+        cohort = next((name for name, members in sets if subject in members), row["contrast"])
+        where = {"label": label, "arm": arm, "cohort": cohort}
+        found += [
+            {**where, "role": role, **row, "minutes": minutes}
+            for role in ("pool", "inductive")
+            if subject in config[role]
+        ]
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
     """Make a Markdown table: mean Dice and HD95 over folds, with the spread between folds."""
     config, rows = results["config"], results["rows"]
-    groups = sorted({(row["role"], row["contrast"]) for row in rows}, reverse=True)
-    head = ["arm", *(f"{contrast}, {role}" for role, contrast in groups), "minutes a fold"]
+    groups = sorted({(row["role"] != "pool", row["role"], row["cohort"]) for row in rows})
+    head = ["arm", *(f"{cohort}, {role}" for _, role, cohort in groups), "minutes a fold"]
     lines = [f"# {config['title']}", "", record.line(head), record.line(["---"] * len(head))]
     for arm in (*config["arms"], *config.get("peers", [])):
         of_arm = [row for row in rows if row["arm"] == arm]
         if not of_arm:
             continue
         cells = [
-            record.cell(row for row in of_arm if (row["role"], row["contrast"]) == group)
+            record.cell(row for row in of_arm if (row["role"], row["cohort"]) == group[1:])
             for group in groups
         ]
         minutes = {row["label"]: row["minutes"] for row in of_arm}

@@ -15,6 +15,7 @@ CONFIG = {
     "labels": ["01"],
     "pool": ["02", "03"],
     "inductive": ["04"],
+    "cohorts": {"ours": ["02", "04"]},
     "options": ["--sloppy"],
     "arms": {
         "SL-1": ["--rounds", "0"],
@@ -27,7 +28,7 @@ CONFIG = {
 
 def row(arm: str, label: str, role: str, dice: float | None, distance: object) -> dict:
     return {
-        "label": label, "arm": arm, "role": role, "scan": "s", "contrast": "T1w", "dice": dice,
+        "label": label, "arm": arm, "role": role, "scan": "s", "cohort": "T1w", "dice": dice,
         "hd95_mm": distance, "minutes": 2.0,
     }  # fmt: skip
 
@@ -84,7 +85,9 @@ def test_every_scan_of_every_arm_has_a_row(finished):
     }
     assert results["config"] == CONFIG
     assert {"date", "commit", "hardware", "versions"} <= results.keys()
-    assert "SSL (network)" in (finished / "table.md").read_text()
+    table = (finished / "table.md").read_text()
+    assert "SSL (network)" in table
+    assert "| arm | T1w, pool | ours, pool | ours, inductive | minutes" in table
 
 
 def test_arms_share_the_first_network(finished):
