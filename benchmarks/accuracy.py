@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import peers, qc, record, score
-from singlestrip_bids import cli, derivatives, runtime
+from singlestrip_bids import cli, derivatives, model, runtime
 from singlestrip_bids.errors import SingleStripError
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.labelled import find_label
@@ -133,9 +133,9 @@ def _best(config: dict[str, Any], arm: str, dataset: Path, fold: Path) -> list[s
     way = config.get("best", {}).get(arm)
     if way is None:
         return []
-    folder = derivatives.model_dir(_folder(fold, way["of"]))
     machine = runtime.start("auto", None)
-    rows = qc.judge(folder, dataset, _truth(dataset), machine, config["pool"])
+    trained = model.load(derivatives.model_dir(_folder(fold, way["of"])), machine)
+    rows = qc.judge(trained, dataset, machine, config["pool"])
     rows.sort(key=lambda row: -row[way["by"]])
     return [row["scan"].split("/")[0].removeprefix("sub-") for row in rows[: way["k"]]]
 

@@ -1,9 +1,11 @@
 """Which judgements without a truth tell good masks from bad ones.
 
-Usage: ``python -m benchmarks.qc DATASET MODEL... --out RESULTS``. Every model (a
+Usage: ``python -m benchmarks.qc DATASET MODEL... --out RESULTS [--spoilt SPOILT]``. Every model (a
 ``code/singlestrip`` folder, one for each fold) masks the scans that have a truth in
-``<DATASET>-truth``, apart from its own label. Each mask is judged in several ways, the judgements
-are compared with the true Dice on the model's grid, and RESULTS.json and RESULTS.md are written.
+``<DATASET>-truth``, apart from its own label, and those of a dataset made by `benchmarks.spoil`.
+Each mask is judged in several ways, the judgements are compared with the true Dice on the model's
+grid, and RESULTS.json and RESULTS.md are written. With ``--autoencoders`` those of
+`benchmarks.shapes` are trained on each label's mask, and judge too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
 
+from benchmarks import shapes
 from benchmarks.record import facts, line, write
 from singlestrip_bids import derivatives, model, runtime, volume
 from singlestrip_bids.calibration import Look, look
@@ -44,41 +47,66 @@ JUDGES = {
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
     "whole": "share of the largest component",
+    "three planes": "reconstruction Dice of the 2D autoencoder, mean of axial, coronal, sagittal",
+    "3D": "reconstruction Dice of a 3D autoencoder",
 }
 
 
 def judge(
-    folder: Path, dataset: Path, truth: Path, machine: Runtime, subjects: Sequence[str] = ()
+    trained: Model,
+    dataset: Path,
+    machine: Runtime,
+    subjects: Sequence[str] = (),
+    others: Mapping[str, shapes.Judge] | None = None,
 ) -> list[dict[str, Any]]:
-    """Mask and judge all scans with one model.
+    """Mask and judge all scans of a dataset with one model.
 
     Parameters
     ----------
-    folder : Path
-        The model.
-    dataset, truth : Path
-        Scans, and masks under the names that the app would give them.
+    trained : Model
+        Its own label is left out.
+    dataset : Path
+        Scans; masks lie in ``<dataset>-truth`` under the names that the app would give them.
     subjects : sequence of str
         Only these; all if empty.
+    others : mapping of str to callable, optional
+        Further judges of masks on the model's grid.
 
     Returns
     -------
     list of dict
         One for each scan: ``label``, ``scan``, ``dice``, ``low``, ``high`` and every judgement.
     """
-    trained = model.load(folder, machine)
     label = trained.card["label"][0]["scan"]
     rows = []
     for scan in find_scans(dataset, ALL_MODALITIES, subjects):
-        path = derivatives.mask_path(truth, scan)
+        path = derivatives.mask_path(_truth(dataset), scan)
         if path.is_file() and scan.relative != label:
-            rows.append(
-                {"label": label, "scan": scan.relative, **_row(trained, scan, path, machine)}
-            )
+            row = {"label": label, "scan": scan.relative}
+            rows.append(row | _row(trained, scan, path, machine, others or {}))
     return rows
 
 
-def _row(trained: Model, scan: Scan, path: Path, machine: Runtime) -> dict[str, Any]:
+def _truth(dataset: Path) -> Path:
+    return dataset.with_name(f"{dataset.name}-truth")
+
+
+def autoencoders(trained: Model, dataset: Path, machine: Runtime) -> dict[str, shapes.Judge]:
+    """Train the other autoencoders on the mask of a model's label."""
+    scan = trained.card["label"][0]["scan"]
+    (path,) = (dataset / "derivatives").glob(f"*/{Path(scan).parent}/*_desc-brain_mask.nii.gz")
+    image = volume.load(dataset / scan)
+    grid = trained.frame.voxel_size, trained.frame.size, trained.frame.multiple
+    brain = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
+    return {
+        "three planes": shapes.three_planes(brain, trained.quality, machine),
+        "3D": shapes.volumetric(brain, trained.quality, machine),
+    }
+
+
+def _row(
+    trained: Model, scan: Scan, path: Path, machine: Runtime, others: Mapping[str, shapes.Judge]
+) -> dict[str, Any]:
     image = volume.load(scan.path)
     conformed = trained.frame.conform(image)
     grid = conformed.voxel_size, trained.frame.size, trained.frame.multiple
@@ -98,6 +126,7 @@ def _row(trained: Model, scan: Scan, path: Path, machine: Runtime) -> dict[str, 
         "volume": min(share, 1 / share) if share else 0.0,
         "roundness": _roundness(seen.mask),
         "whole": _whole(seen),
+        **{name: judge(seen.mask) for name, judge in others.items()},
     }
 
 
@@ -171,7 +200,7 @@ def table(results: Mapping[str, Any]) -> str:
     names = ("pearson", "spearman", "mae", "top_half", "auroc")
     head = ["judgement", "Pearson", "Spearman", "MAE", "top half", "AUROC of Dice < .9"]
     lines = [line(head), line(["---"] * len(head))]
-    for judge_name in JUDGES:
+    for judge_name in (name for name in JUDGES if name in rows[0]):
         each = [compare(fold, judge_name) for fold in folds]
         means = [_mean([one[name] for one in each]) for name in names]
         cells = ["-" if mean is None else f"{mean:.3f}" for mean in means]
@@ -184,7 +213,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"{max(dices):.3f}, {sum(value < GOOD for value in dices)} of them below {GOOD}. "
         f"{statistics.mean(held):.0%} lie within their interval.",
         "",
-        *(f"- {name}: {text}" for name, text in JUDGES.items()),
+        *(f"- {name}: {text}" for name, text in JUDGES.items() if name in rows[0]),
         "",
         f"{results['date']}, commit {results['commit']}, {results['hardware']}.",
     ]
@@ -206,12 +235,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
+    parser.add_argument("--spoilt", type=Path, help="a second dataset, by benchmarks.spoil")
+    parser.add_argument("--subjects", nargs="+", default=[], help="of DATASET, only these")
+    parser.add_argument("--autoencoders", action="store_true", help="train and compare others")
     args = parser.parse_args(argv)
     machine = runtime.start("auto", None)
-    truth = args.dataset.parent / f"{args.dataset.name}-truth"
     results = {**facts(), "rows": list[dict[str, Any]]()}
     for folder in args.models:
-        results["rows"] += judge(folder, args.dataset, truth, machine)
+        trained = model.load(folder, machine)
+        others = autoencoders(trained, args.dataset, machine) if args.autoencoders else {}
+        results["rows"] += judge(trained, args.dataset, machine, args.subjects, others)
+        if args.spoilt:
+            results["rows"] += judge(trained, args.spoilt, machine, (), others)
         write(results, table(results), args.out)
         print(f"{folder}: {len(results['rows'])} masks so far", flush=True)
     print(table(results))

@@ -131,6 +131,11 @@ def build_parser() -> Parser:
         help="look for the mask here instead of in BIDS_DIR/derivatives/*; NAME means nothing",
     )  # fmt: skip
 
+    label.add_argument(
+        "--suggest-label", action="store_true",
+        help="train nothing, but compare scans and say which one is worth labelling",
+    )  # fmt: skip
+
     training = parser.add_argument_group("training (group)")
     training.add_argument(
         "--preset", choices=sorted(PRESETS), default=None,
@@ -270,6 +275,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         defaults = vars(earlier.parse_args([*places, *tokens(arguments.config_file)]))
         parser.set_defaults(**defaults)
         arguments = parser.parse_args(words)
+    if arguments.suggest_label and arguments.levels != ["group"]:
+        parser.error("--suggest-label goes with the group level alone: there is no model yet")
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
             setattr(arguments, name, value.absolute())
@@ -290,13 +297,15 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
         config = _config(arguments)
         # after the start, which gives a user without a home one
-        from . import derivatives, group, handoff, methods, participant, records
+        from . import derivatives, group, handoff, methods, participant, records, suggestion
 
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
         log_dir = config.log_dir
         records.write_run(config, options_of(arguments), words)
         levels = {"group": group.run, "participant": participant.run}
+        if arguments.suggest_label:
+            levels = {"group": suggestion.run}
         if arguments.reports_only:
             levels = {"group": group.remake, "participant": participant.remake}
         if arguments.boilerplate_only:
@@ -331,7 +340,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options by their long names, without what is given anew in each call."""
     anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose"]
-    anew += ["reports_only", "boilerplate_only"]
+    anew += ["reports_only", "boilerplate_only", "suggest_label"]
     return {name: value for name, value in vars(arguments).items() if name not in anew}
 
 

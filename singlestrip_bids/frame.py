@@ -13,12 +13,17 @@ from scipy import ndimage
 
 from . import volume
 from .inference import conform_image
-from .volume import Conformed, Image, clean
+from .volume import Array, Conformed, Image, Mask, clean
 
 AIR = 0.15  # of the intensities' range; what is brighter belongs to the head
 RIM = 0.02  # planes with less of the head than this, against the fullest, are left out
 FINEST = 64  # points along an axis at which a head is measured, about
 CHANGE = 1.35  # a head must be so many times wider or narrower to be seen at another size
+
+
+def head_of(data: Array) -> Mask:
+    """Find the head in intensities (X, Y, Z) in [0, 1]: bright, in one piece, without holes."""
+    return clean(ndimage.binary_opening(data > AIR))
 
 
 def head_width(conformed: Conformed) -> tuple[float, bool]:
@@ -39,7 +44,7 @@ def head_width(conformed: Conformed) -> tuple[float, bool]:
     """
     step = max(max(conformed.data.shape) // FINEST, 1)
     thin = (slice(None, None, step),) * 3
-    head = clean(ndimage.binary_opening(conformed.data[thin] > AIR))
+    head = head_of(conformed.data[thin])
     widths, cut = [], False
     for across in ((1, 2), (0, 2)):
         area = head.sum(axis=across)

@@ -23,6 +23,7 @@ from .metrics import dice
 from .networks import UNet
 from .ranking import masks_of
 from .runtime import Progress, check_stop, mix_seed
+from .selection import spread
 from .stage import Stage
 from .synthesis import Source, training_batch
 from .volume import Conformed
@@ -106,7 +107,7 @@ def choose(
     networks : mapping of str to UNet
         One, or the first and the last, in this order.
     """
-    sample = _sample(pool) if len(networks) > 1 else []
+    sample = spread(pool, SAMPLE) if len(networks) > 1 else []
     calibrations, standings = {}, dict[str, Standing]()
     for name, network in networks.items():
         calibration, copies = calibrate(stage, sources, network, autoencoder, name)
@@ -122,12 +123,6 @@ def choose(
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict
-
-
-def _sample(pool: Sequence[Scan]) -> list[Scan]:
-    """Pick scans from all over the pool."""
-    places = np.unique(np.linspace(0, len(pool) - 1, SAMPLE, dtype=int))
-    return [pool[place] for place in places]
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,28 @@ def carry_over(origin: Source, image: Tensor) -> Tensor:
     return _bring_back(box, origin.mask, image, pose, knots)
 
 
+def likeness(origin: Source, image: Tensor) -> float:
+    """Tell how well a scan explains another one once both are aligned by an affine.
+
+    Parameters
+    ----------
+    origin : Source
+        The one scan, with the mask of its head.
+    image : Tensor
+        (1, 1, X, Y, Z) intensities in [0, 1] of the other, at the same voxel size.
+
+    Returns
+    -------
+    float
+        Mean squared local correlation around the head of ``origin``, in [0, 1].
+    """
+    box = cut_box(origin)
+    pose = _align(box, image, centre_of_mass(image) - centre_of_mass(origin.image))
+    points, fixed, weight, moving = _level(box, image, ALIGN[-1][0])
+    read = sample(moving, place(points, pose, box.centre))
+    return float(similarity(fixed, read, weight).sum())
+
+
 def centre_of_mass(image: Tensor) -> Tensor:
     """Centre of the intensities of (1, 1, X, Y, Z), in voxels: (3,)."""
     sums = [image[0, 0].sum([a for a in range(3) if a != axis]) for axis in range(3)]

@@ -1,9 +1,19 @@
-"""Scores of one round become the next training set."""
+"""Which of many: scores of one round become the next training set; samples of long lists."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Take at most so many items, at even distances, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -358,6 +358,11 @@ def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
     return _resample(data, affine, image.data.shape, image.affine)
 
 
+def field_of_view(image: Image) -> float:
+    """Longest edge of an image's grid, in mm."""
+    return float(np.max(image.data.shape * voxel_sizes(image.affine)))
+
+
 def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
     """Voxel size in mm with which a grid of ``size``³ holds a whole head around this brain.
 

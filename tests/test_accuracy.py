@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import accuracy, qc
 from benchmarks.phantoms import write_dataset
-from singlestrip_bids import runtime
+from singlestrip_bids import model, runtime
 
 CONFIG = {
     "title": "Phantoms",
@@ -101,7 +101,7 @@ def test_arms_share_the_first_network(finished):
 def test_the_oracle_trains_on_the_best_masks_alone(finished, dataset):
     first, oracle = (finished / "work/01" / arm / "code/singlestrip" for arm in ("SL-1", "SSL-T"))
     machine = runtime.start("cpu")
-    rows = qc.judge(first, dataset, dataset.parent / "bids-truth", machine, ["02", "03"])
+    rows = qc.judge(model.load(first, machine), dataset, machine, ["02", "03"])
     best = max(rows, key=lambda row: row["dice"])
     assert len(rows) == 2
     assert json.loads((oracle / "model.json").read_text())["unlabelled"] == [best["scan"]]

@@ -54,6 +54,7 @@ ORDER = [
     "group_report",
     "methods",
     "participant",
+    "suggestion",
     "stage",
     "ranking",
     "guard",

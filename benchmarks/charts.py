@@ -1,0 +1,211 @@
+"""Draw the figures of docs/accuracy.md from the results that the benchmarks left.
+
+Usage: ``python -m benchmarks.charts [benchmarks/results] [docs/figures]``. Colours are those of
+Okabe & Ito, which colour-blind people can tell apart; every set has a marker of its own, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Rows = list[dict[str, Any]]
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
+STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"))
+
+
+def read(results: Path, name: str) -> dict[str, Any]:
+    """Read the newest results of a name, such as ``heads-peers``."""
+    found: dict[str, Any] = json.loads(sorted(results.glob(f"*-{name}.json"))[-1].read_text())
+    return found
+
+
+def heads(results: Path) -> Figure:
+    """Draw the real heads, by contrast: the app, SL-1 alone and other tools."""
+    ours = read(results, "heads-quick-expected")["scans"]
+    before = read(results, "heads-quick")["sl1_alone"]["scans"]
+    others = read(results, "heads-peers")["rows"]
+    scored = {row["scan"] for row in others}
+    sets: dict[str, Rows] = {
+        "singlestrip-bids, one label": [row for row in ours if row["scan"] in scored],
+        "SL-1 alone, the same label": [row for row in before if row["scan"] in scored],
+        "ANTs 2 mm, the same label": [row for row in others if row["tool"] == "ants-2mm"],
+        "deepbet, 568 labels": [row for row in others if row["tool"] == "deepbet"],
+        "niimath, no label": [row for row in others if row["tool"] == "niimath"],
+    }
+    contrasts = ("T1w", "T2w", "FLAIR")
+    figure, axes = _figure(8, 3.4)
+    for place, (label, rows) in enumerate(sets.items()):
+        _strip(axes, [[r["dice"] for r in rows if r["contrast"] == c] for c in contrasts],
+               place, len(sets), label)  # fmt: skip
+    axes.set_yticks(range(len(contrasts)), contrasts)
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice with the reference; the bar is the mean")
+    _legend(axes)
+    return figure
+
+
+def expected(results: Path) -> Figure:
+    """Draw the expected Dice of the real heads, with its interval, against the true one."""
+    rows = [row for row in read(results, "heads-quick-expected")["scans"] if row["dice"]]
+    figure, axes = _figure(4.6, 4.2)
+    for row, (style, name) in ((row, _fold(row)) for row in rows):
+        ends = [[row["expected"] - row["low"]], [row["high"] - row["expected"]]]
+        axes.errorbar(row["dice"], row["expected"], ends, color=style[0], marker=style[1],
+                      linewidth=0.8, markersize=5, label=name)  # fmt: skip
+    low = min(min(row["dice"], row["low"]) for row in rows) - 0.01
+    axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.8, linestyle=":")
+    axes.set(xlim=(low, 1), ylim=(low, 1), xlabel="true Dice",
+             ylabel="expected Dice and its 90 % interval")  # fmt: skip
+    _legend(axes, "lower right")
+    return figure
+
+
+def _fold(row: dict[str, Any]) -> tuple[tuple[str, str], str]:
+    if row["scan"].startswith("sub-01"):
+        return STYLES[1], "the label itself"
+    rough = row["scan"].startswith(("sub-21", "sub-10"))
+    return (STYLES[4], "poorer references") if rough else (STYLES[0], "better references")
+
+
+def species(results: Path) -> Figure:
+    """Draw masks of two species by a macaque's label, as seen and at the label's size."""
+    rows = read(results, "species-quick")["rows"]
+    names = list(dict.fromkeys(row["mask"].split("_desc-")[0] for row in rows))
+    figure, axes = _figure(6.4, 2.4)
+    runs = {"before": "heads seen as they are", "after": "heads seen at the label's size"}
+    for place, (run, label) in enumerate(runs.items()):
+        scores = {r["mask"].split("_desc-")[0]: r["dice"] for r in rows if r["run"] == run}
+        _strip(axes, [[scores[name]] for name in names], place, len(runs), label)
+    axes.set_yticks(range(len(names)), [name.removeprefix("sub-") for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice")
+    _legend(axes)
+    return figure
+
+
+def cohorts(results: Path) -> Figure:
+    """Draw the arms on the rendered cohorts, a point for each fold."""
+    found = read(results, "rendered-short")
+    arms = [arm for arm in found["config"]["arms"] if any(r["arm"] == arm for r in found["rows"])]
+    groups = sorted(
+        {(r["cohort"], r["role"]) for r in found["rows"]}, key=lambda g: (g[0], g[1] != "pool")
+    )
+    figure, axes = _figure(8, 3.6)
+    for place, arm in enumerate(arms):
+        rows = [row for row in found["rows"] if row["arm"] == arm]
+        _strip(axes, [_by_fold(rows, group) for group in groups], place, len(arms), arm)
+    axes.set_yticks(range(len(groups)), [f"{cohort}, {role}" for cohort, role in groups])
+    axes.invert_yaxis()
+    axes.set_xlabel("mean Dice of a fold (another label each); the bar is the mean of the folds")
+    _legend(axes)
+    return figure
+
+
+def _by_fold(rows: Rows, group: tuple[str, str]) -> list[float]:
+    folds: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["cohort"], row["role"]) == group:
+            folds.setdefault(row["label"], []).append(row["dice"] or 0.0)
+    return [statistics.mean(fold) for fold in folds.values()]
+
+
+def judgements(results: Path) -> Figure:
+    """Draw what judges say of masks against the true Dice."""
+    rows = read(results, "judgements")["rows"]
+    names = {
+        "autoencoder": "autoencoder's score", "mirror": "agreement with the mirror image",
+        "expected": "expected Dice",
+    }  # fmt: skip
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 3, sharey=True), names.items(), strict=True):
+        _plain(axes)
+        for (colour, marker), spoilt in zip(STYLES, (False, True), strict=False):
+            some = [row for row in rows if row.get("spoilt", False) == spoilt]
+            axes.plot([row[name] for row in some], [row["dice"] for row in some], marker,
+                      color=colour, markersize=3, alpha=0.7,
+                      label="spoilt scans" if spoilt else "scans")  # fmt: skip
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=title, xlim=(0, 1), ylim=(0, 1))
+    figure.axes[0].set_ylabel("true Dice")
+    _legend(figure.axes[0], "upper left")
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _strip(
+    axes: Axes, groups: Iterable[Sequence[float]], place: int, count: int, label: str
+) -> None:
+    """Draw points of one set in every row, and a bar at their mean."""
+    colour, marker = STYLES[place]
+    for row, values in enumerate(groups):
+        height = row + 0.72 * ((place + 0.5) / count - 0.5)
+        axes.plot(values, [height] * len(values), marker, color=colour, markersize=4.5,
+                  alpha=0.55, markeredgewidth=0)  # fmt: skip
+        if values:
+            axes.plot([statistics.mean(values)] * 2, [height - 0.06, height + 0.06], "-",
+                      color=colour, linewidth=3)  # fmt: skip
+    axes.plot([], [], marker, color=colour, label=label)
+
+
+def _legend(axes: Axes, place: str | None = None) -> None:
+    """Name every set once, beside the axes unless a place is given."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    where: dict[str, Any] = (
+        {"loc": place} if place else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    )
+    axes.legend(once.values(), once.keys(), frameon=False, fontsize=9, **where)
+
+
+FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "heads": heads,
+    "expected": expected,
+    "species": species,
+    "cohorts": cohorts,
+    "judgements": judgements,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw all figures whose results are there."""
+    parser = argparse.ArgumentParser(description="Draw the figures of docs/accuracy.md.")
+    parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results"))
+    parser.add_argument("out", type=Path, nargs="?", default=Path("docs/figures"))
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    mpl.rcParams.update({"svg.hashsalt": "singlestrip-bids", "svg.fonttype": "none"})
+    for name, draw in FIGURES.items():
+        try:
+            figure = draw(args.results)
+        except IndexError:
+            print(f"{name}: no results in {args.results}")
+            continue
+        figure.savefig(args.out / f"{name}.svg", metadata={"Date": None}, facecolor="white")
+        print(args.out / f"{name}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

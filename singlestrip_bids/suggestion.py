@@ -1,0 +1,113 @@
+"""Which scan is worth labelling? The one that explains the others best.
+
+A label pays where its head is like the others: registration carries it over with fewer errors, and
+what the network learns from it holds for them. So some scans are aligned with each other, and the
+one whose image explains the others best is proposed. No label is looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from . import derivatives, volume
+from .config import RunConfig
+from .errors import NothingSelected, ScanFailed
+from .frame import head_of
+from .inference import conform_image
+from .inputs import Scan, selected
+from .records import report_crash
+from .registration import likeness
+from .runtime import Progress, Runtime, check_stop
+from .selection import spread
+from .synthesis import Source, source
+from .volume import Image
+
+LOG = logging.getLogger("singlestrip_bids")
+
+CANDIDATES, TARGETS = 16, 6  # scans compared, and scans with which each is compared
+SIZE, MULTIPLE = 64, 8  # of the grid, in voxels
+SHOWN = 3
+
+
+def run(config: RunConfig, runtime: Runtime) -> None:
+    """Compare scans, log the best ones and write ``code/singlestrip/suggestion.tsv``.
+
+    Raises
+    ------
+    NothingSelected
+        There are fewer than two scans that can be read.
+    ScanFailed
+        Some scans cannot be read; the others were compared.
+    """
+    scans = spread(selected(config), CANDIDATES)
+    failed: dict[str, str] = {}
+    heads = _read(scans, config, runtime, failed)
+    if len(heads) < 2:
+        raise NothingSelected(
+            f"{config.bids_dir}: {len(heads)} scans can be compared; at least two are needed."
+        )
+    values = worth(_likenesses(heads))
+    best = sorted(values, key=lambda name: -values[name])
+    derivatives.write_dataset(config.output_dir, config.bids_dir)
+    path = derivatives.model_dir(config.output_dir) / "suggestion.tsv"
+    derivatives.write_tsv(
+        path, [{"scan": name, "likeness": f"{values[name]:+.4f}"} for name in best]
+    )
+    for place, name in enumerate(best[:SHOWN], 1):
+        LOG.info("Label this one: %d. %s (likeness %+.3f).", place, name, values[name])
+    LOG.info("All %d compared: %s. Look at the scan before you label it.", len(best), path)
+    if failed:
+        lines = "\n".join(f"  {line}" for line in failed.values())
+        raise ScanFailed(f"{len(failed)} of {len(scans)} scans were not compared:\n{lines}")
+
+
+def _read(
+    scans: Sequence[Scan], config: RunConfig, runtime: Runtime, failed: dict[str, str]
+) -> dict[str, Source]:
+    """Bring all scans to one voxel size, the median of what fits each one's field of view."""
+    edges: dict[Scan, float] = {}
+    for scan in scans:
+        try:
+            edges[scan] = volume.field_of_view(volume.load(scan.path))
+        except Exception as error:  # one bad scan never stops the others
+            failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
+    size = float(np.median(list(edges.values()))) / SIZE if edges else 0.0
+    return {scan.relative: _head(volume.load(scan.path), size, runtime) for scan in edges}
+
+
+def _head(image: Image, voxel_size: float, runtime: Runtime) -> Source:
+    """Take a scan as a source whose mask is its head."""
+    data = conform_image(image, voxel_size, SIZE, MULTIPLE).data
+    mask = head_of(data)
+    arrays = np.zeros_like(data), data, mask.astype(np.float32)
+    return source(*(torch.from_numpy(array).to(runtime.device) for array in arrays))
+
+
+def _likenesses(heads: Mapping[str, Source]) -> dict[str, dict[str, float]]:
+    """Compare every head with some others: by target, then by candidate."""
+    targets = spread(list(heads), TARGETS)
+    pairs = [(target, name) for target in targets for name in heads if name != target]
+    found: dict[str, dict[str, float]] = {target: {} for target in targets}
+    with Progress("comparing heads", len(pairs)) as progress:
+        for target, name in pairs:
+            check_stop()
+            found[target][name] = likeness(heads[name], heads[target].image)
+            progress.step(f"{name}: {found[target][name]:.3f}")
+    return found
+
+
+def worth(likenesses: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean likeness of each candidate, against the median candidate of the same target.
+
+    Some targets are harder to explain than others, whoever explains them.
+    """
+    above: dict[str, list[float]] = {}
+    for of_target in likenesses.values():
+        middle = float(np.median(list(of_target.values())))
+        for name, value in of_target.items():
+            above.setdefault(name, []).append(value - middle)
+    return {name: float(np.mean(values)) for name, values in above.items()}
