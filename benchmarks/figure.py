@@ -24,7 +24,7 @@ from scipy import ndimage
 from benchmarks.mosaic import pairs
 from benchmarks.mosaic import volume as canonical
 from singlestrip_bids import model, runtime, volume
-from singlestrip_bids.config import PRESETS, SynthesisConfig
+from singlestrip_bids.config import PRESETS, NetworkConfig, SynthesisConfig
 from singlestrip_bids.derivatives import model_dir, read_json, sidecar_path
 from singlestrip_bids.figures import OUTLINE, SECOND
 from singlestrip_bids.frame import Frame
@@ -164,7 +164,9 @@ def start(out: Path) -> Stage:
     card = model.read_card(folder)
     if card is None:
         raise SystemExit(f"{folder}: no model; run python -m benchmarks.demo first.")
-    method = replace(PRESETS["quick"], size=card["method"]["size"])
+    shape = card["method"]["network"]
+    network = NetworkConfig(**{**shape, "features": tuple(shape["features"])})
+    method = replace(PRESETS["quick"], size=card["method"]["size"], network=network)
     lengths = card["brain_ml"], card["head_width"]
     frame = Frame(card["voxel_size_mm"], method.size, method.network.multiple, *lengths)
     return Stage(folder, folder / "work", method, frame, runtime.start("cpu", None))

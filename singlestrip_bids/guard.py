@@ -44,7 +44,7 @@ HARDEST = {
 SAMPLE = 24  # unlabelled scans looked at
 PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
 TOLERANCE = 0.01  # by which the later network may seem worse
-APART = 3  # unlabelled scans on which both networks are shown
+APART = 4  # unlabelled scans on which both networks are shown
 
 
 @dataclass(frozen=True)

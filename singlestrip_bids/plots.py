@@ -101,12 +101,12 @@ def guard(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.1))
         panels = figure.subplots(1, 2)
-        titles = "Copies of the label: Dice", "Unlabelled scans: expected Dice"
-        for panel, title, pair in zip(panels, titles, (copies, sample), strict=True):
+        kinds = ("Copies of the label", "Dice"), ("Unlabelled scans", "expected Dice")
+        for panel, (title, dice), pair in zip(panels, kinds, (copies, sample), strict=True):
             _diagonal(panel, [*pair[0], *pair[1]])
             panel.plot(*pair, "o", color=BLUE, markersize=5, alpha=0.6, markeredgewidth=0)
             panel.plot(np.mean(pair[0]), np.mean(pair[1]), "P", color=VERMILION, markersize=10)
-            panel.set(title=title, xlabel=names[0], ylabel=names[1])
+            panel.set(title=title, xlabel=f"{dice}, {names[0]}", ylabel=f"{dice}, {names[1]}")
         return _svg(figure)
 
 
@@ -137,7 +137,7 @@ def calibration(
         panel.plot(middles, truth, "o", color=BLUE, markersize=5, label="copies of the label")
         if len(second):
             look = {"color": VERMILION, "markersize": 6, "markerfacecolor": "none"}
-            panel.plot(*second.T, "D", **look, label="unlabelled scans, against registration")
+            panel.plot(*second.T, "D", **look, label="unlabelled scans")
         panel.set(xlabel="expected Dice", ylabel="Dice")
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
         return _svg(figure)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.guard import HARDEST, choose, severity
+from singlestrip_bids.guard import APART, HARDEST, choose, severity
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import read_table
@@ -108,7 +108,7 @@ def test_what_was_seen_is_kept_in_tables(stage, sources, pool, autoencoder):
         expected = [float(row["expected"]) for row in sample]
         assert np.mean(expected) == pytest.approx(standing.pool, abs=1e-4)
     overlaps = [one.dice for one in verdict.apart]
-    assert len(overlaps) == min(len(pool), 3)
+    assert len(overlaps) == min(len(pool), APART)
     assert overlaps == sorted(overlaps)
     assert overlaps[0] == dice(*verdict.apart[0].masks) < 1
     assert verdict.to_dict()["apart"][0]["scan"] == verdict.apart[0].scan.relative

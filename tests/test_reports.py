@@ -199,4 +199,4 @@ def test_jobs_of_two_sessions_leave_one_whole_page(tmp_path):
         )
         reports.subject_page(tmp_path, "01")
         page = (tmp_path / "sub-01.html").read_text()
-        assert page.count("<section") == written
+        assert page.count("<h2>sub-01_ses-") == written
