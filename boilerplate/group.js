@@ -22,13 +22,82 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// Search fields: show what has the word in its name.
-for (const field of document.querySelectorAll("input[data-filters]")) {
+// Search fields and choices: show what all of those for the same things let pass.
+const choices = {
+  "": () => true,
+  remarked: (item) => "remarked" in item.dataset,
+  open: (item) => !item.dataset.rating,
+  rejected: (item) => item.dataset.rating === "reject",
+};
+const passes = (field, item) => field.tagName === "SELECT"
+  ? choices[field.value](item)
+  : item.dataset.name.toLowerCase().includes(field.value.toLowerCase());
+for (const field of document.querySelectorAll("[data-filters]")) {
+  const what = field.dataset.filters;
+  const together = [...document.querySelectorAll("[data-filters]")]
+    .filter((other) => other.dataset.filters === what);
   field.addEventListener("input", () => {
-    for (const item of document.querySelectorAll(field.dataset.filters)) {
-      item.hidden = !item.dataset.name.toLowerCase().includes(field.value.toLowerCase());
+    for (const item of document.querySelectorAll(what)) {
+      item.hidden = !together.every((other) => passes(other, item));
     }
+    const wall = document.querySelector(what).closest(".wall");
+    wall?.classList.toggle("filtered", together.some((other) => other.value));
   });
+}
+
+// Pseudo-masks: a name or a point opens the picture of its row; arrows go on to the next row.
+const viewer = document.querySelector("#viewer");
+if (viewer) {
+  const table = document.querySelector("#scores");
+  const heads = [...table.tHead.rows[0].cells].map((head) => head.textContent.trim());
+  const links = () => [...table.querySelectorAll("tr:not([hidden]) a.opens")];
+  let now = null;
+  const open = (link) => {
+    if (!link) return;
+    now = link;
+    const cells = [...link.closest("tr").cells].map((cell) => cell.textContent.trim());
+    viewer.querySelector("#viewer-title").textContent = link.textContent;
+    viewer.querySelector("#viewer-image").src = link.href;
+    viewer.querySelector("#viewer-image").alt = `Slices of ${link.textContent} with its pseudo-mask`;
+    viewer.querySelector("#viewer-numbers").textContent = heads
+      .map((head, i) => [head, cells[i]])
+      .filter(([head, cell]) => cell && head !== "Scan" && head !== "Final mask")
+      .map(([head, cell]) => `${head}: ${cell}`).join(" · ");
+    const page = viewer.querySelector("#viewer-page");
+    page.hidden = !link.dataset.page;
+    page.href = link.dataset.page;
+    if (!viewer.open) viewer.showModal();
+  };
+  const step = (by) => open(links()[links().indexOf(now) + by]);
+  table.addEventListener("click", (event) => {
+    const link = event.target.closest("a.opens");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    open(link);
+  });
+  viewer.addEventListener("close", () => now.focus());
+  viewer.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowRight" || event.key === "ArrowDown") step(1);
+    else if (event.key === "ArrowLeft" || event.key === "ArrowUp") step(-1);
+    else return;
+    event.preventDefault();
+  });
+  viewer.querySelector("#viewer-close").addEventListener("click", () => viewer.close());
+  viewer.querySelector("#viewer-back").addEventListener("click", () => step(-1));
+  viewer.querySelector("#viewer-next").addEventListener("click", () => step(1));
+  const points = (group) => [...document.querySelectorAll(`[id="${group}"] :is(path, use)`)]
+    .filter((shape) => !shape.closest("defs"));
+  const left = {}; // of each group: its points, in the order of the rows
+  for (const row of table.tBodies[0].rows) {
+    const { group } = row.dataset;
+    const point = (left[group] ??= points(group)).shift();
+    const link = row.querySelector("a.opens");
+    if (!point || !link) continue;
+    point.classList.add("opens");
+    point.append(document.createElementNS(point.namespaceURI, "title"));
+    point.lastChild.textContent = link.textContent;
+    point.addEventListener("click", () => open(link));
+  }
 }
 
 // Ratings: kept in this browser, exported as TSV or JSON, read back from either.
@@ -82,6 +151,14 @@ const fromTsv = (text) => {
 if (cards.length) {
   for (const card of cards) {
     card.addEventListener("input", () => { mark(card); save(); });
+    card.addEventListener("keydown", (event) => {
+      const rating = { a: "accept", r: "reject" }[event.key];
+      const writing = event.target.matches(".comment");
+      if (!rating || writing || event.ctrlKey || event.metaKey || event.altKey) return;
+      card.querySelector(`input[value=${rating}]`).click();
+      const shown = cards.filter((other) => !other.hidden);
+      shown[shown.indexOf(card) + 1]?.querySelector("input:checked").focus();
+    });
   }
   document.querySelector("#export-tsv").addEventListener("click",
     () => download("ratings.tsv", toTsv(rated())));

@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 
 from markupsafe import Markup, escape
+from pybtex.backends.html import Backend
+from pybtex.database import Entry, Person, parse_string
+from pybtex.style.formatting.unsrt import Style
 
 from . import templates
 
-_ENTRY = re.compile(r"^@\w+\{([^,]+),.*?^\}\n", re.MULTILINE | re.DOTALL)
-_VALUE = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"  # braces within braces within braces
-_FIELD = re.compile(rf"(\w+)\s*=\s*{_VALUE}")
-_ACCENT = re.compile(r"\{?\\([\"'`^~c])\{?(\w)\}?\}?")
-_COMBINING = {'"': "\u0308", "'": "\u0301", "`": "\u0300", "^": "\u0302", "~": "\u0303"}
 _CITATION = re.compile(r"\[@[\w; @]+\]")
+# pybtex writes entries with other words than it has read (a DOI's _ as \_): they are cut out
+_SOURCE = re.compile(r"^@\w+\{([^,]+),.*?^\}\n", re.MULTILINE | re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """One entry: its key, its source in BibTeX, and its fields in plain text."""
-
-    key: str
-    source: str
-    fields: Mapping[str, str]
-
-    @property
-    def authors(self) -> list[str]:
-        """Family names; ``others`` may be the last."""
-        names = self.fields["author"].split(" and ")
-        return [name.split(",")[0] for name in names]
-
-    @property
-    def short(self) -> str:
-        """Author and year: ``Hoopes et al., 2022``."""
-        first, *others = self.authors
-        who = first if not others else f"{first} et al."
-        if len(others) == 1 and others[0] != "others":
-            who = f"{first} and {others[0]}"
-        return f"{who}, {self.fields['year']}" if "year" in self.fields else who
-
-    @property
-    def text(self) -> str:
-        """The whole reference without its address."""
-        fields = self.fields
-        names = fields["author"].replace(" and others", ", et al.").replace(" and ", "; ")
-        where = " ".join(
-            fields[key] for key in ("journal", "booktitle", "publisher", "volume") if key in fields
-        )
-        where += f":{fields['pages'].replace('--', '–')}" if "pages" in fields else ""
-        year = f" ({fields['year']})" if "year" in fields else ""
-        return f"{(names + year).rstrip('.')}. {fields['title']}." + (
-            f" {where}." if where else ""
-        )
-
-    @property
-    def url(self) -> str | None:
-        """Where it can be found."""
-        doi, eprint = self.fields.get("doi"), self.fields.get("eprint")
-        if doi:
-            return f"https://doi.org/{doi}"
-        return self.fields.get("url") or (f"https://arxiv.org/abs/{eprint}" if eprint else None)
-
-
-def read() -> dict[str, Reference]:
+@cache
+def read() -> Mapping[str, Entry]:
     """Read all references by key, in the order of the file."""
-    text = (templates.folder() / "references.bib").read_text(encoding="utf-8")
-    found = {}
-    for match in _ENTRY.finditer(text):
-        values = {name: _plain(value) for name, value in _FIELD.findall(match[0])}
-        found[match[1]] = Reference(match[1], match[0], values)
-    return found
+    return dict(parse_string(_text(), "bibtex").entries)
+
+
+def sources() -> dict[str, str]:
+    """Return all entries as they are written in the file, by key."""
+    return {match[1]: match[0] for match in _SOURCE.finditer(_text())}
 
 
 def keys(text: str) -> list[str]:
@@ -80,12 +34,26 @@ def keys(text: str) -> list[str]:
     return list(dict.fromkeys(key for group in _CITATION.findall(text) for key in _keys(group)))
 
 
-def link(paragraph: str, references: Mapping[str, Reference]) -> Markup:
+def short(entry: Entry) -> str:
+    """Name the author and the year: ``Hoopes et al., 2022``."""
+    first, *others = (_family(person) for person in entry.persons["author"])
+    who = first if not others else f"{first} et al."
+    if len(others) == 1 and others[0] != "others":
+        who = f"{first} and {others[0]}"
+    return f"{who}, {entry.fields['year']}" if "year" in entry.fields else who
+
+
+def whole(entry: Entry) -> Markup:
+    """Write the whole reference with its address, for HTML."""
+    return Markup(Style().format_entry("", entry).text.render(Backend()))
+
+
+def link(paragraph: str) -> Markup:
     """Write the citations of a paragraph as links to their references, for HTML."""
     parts, end = [], 0
     for match in _CITATION.finditer(paragraph):
         links = [
-            Markup('<a href="#{}">{}</a>').format(key, references[key].short)
+            Markup('<a href="#{}">{}</a>').format(key, short(read()[key]))
             for key in _keys(match[0])
         ]
         parts += [escape(paragraph[end : match.start()]), Markup("("), Markup("; ").join(links)]
@@ -94,15 +62,13 @@ def link(paragraph: str, references: Mapping[str, Reference]) -> Markup:
     return Markup("").join([*parts, escape(paragraph[end:])])
 
 
+def _text() -> str:
+    return (templates.folder() / "references.bib").read_text(encoding="utf-8")
+
+
 def _keys(group: str) -> list[str]:
     return [part.strip(" []@") for part in group.split(";")]
 
 
-def _plain(value: str) -> str:
-    """Turn BibTeX into Unicode, on one line."""
-
-    def accent(match: re.Match[str]) -> str:
-        mark = "\u0327" if match[1] == "c" else _COMBINING[match[1]]
-        return unicodedata.normalize("NFC", match[2] + mark)
-
-    return " ".join(_ACCENT.sub(accent, value).translate({ord(c): None for c in "{}"}).split())
+def _family(person: Person) -> str:
+    return " ".join(map(str, person.rich_prelast_names + person.rich_last_names))

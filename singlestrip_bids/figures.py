@@ -19,14 +19,21 @@ from PIL import Image, ImageDraw
 from .volume import Mask
 
 OUTLINE = "#ffb000"  # orange, told apart from grey by all eyes
+SECOND = "#56b4e9"  # sky blue, told apart from orange by all eyes
+DIFFERENCE = "#cc79a7"  # reddish purple, where two masks differ
 COLUMNS = 7  # slices of each plane
 SPAN_MM, MARGIN_MM = 200.0, 20.0  # what is shown: at least this much, and this much around a mask
 TILE = 256  # pixels, the longest edge of a slice
 COARSEST_MM = 1.5  # of a pixel: coarser voxels are interpolated
 QUALITY = 82  # of the JPEG
+SHEET_COLUMNS, SHEET_MM = 5, 1.5  # of a sheet: slices of each plane, a pixel
 _BORDER = (  # dark around the colour, so that it shows on bright tissue, too
     '<g fill="none"><g stroke="#000" stroke-width="3.2"><path id="border" d="{}"/></g>'
     f'<use href="#border" stroke="{OUTLINE}" stroke-width="1.7"/></g>'
+)
+_REBUILT = (  # the even-odd rule fills what belongs to one of both masks alone
+    f'<path d="{{}}{{}}" fill="{DIFFERENCE}" fill-opacity=".55" fill-rule="evenodd"/>'
+    f'<path d="{{}}" fill="none" stroke="{SECOND}" stroke-width="1.7"/>'
 )
 THUMBNAIL = 88  # pixels, the height of a thumbnail
 
@@ -41,6 +48,8 @@ class Mosaic:
         JPEG; rows are axial, coronal and sagittal.
     outline, outside : str
         SVG of the same size: the border of the mask; black wherever it is not.
+    rebuilt : str or None
+        SVG of the same size: the border of the rebuilt mask, and where both differ.
     thumbnail : bytes
         JPEG of the middle slices with the outline.
     """
@@ -48,18 +57,22 @@ class Mosaic:
     scan: bytes
     outline: str
     outside: str
+    rebuilt: str | None
     thumbnail: bytes
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """One slice: grey values (rows, columns), outlines in pixels, each (N, 2) of x and y."""
+    """One slice: grey values (rows, columns), and for each mask its outlines.
+
+    An outline is (N, 2), x and y in pixels.
+    """
 
     grey: NDArray[np.uint8]
-    lines: list[NDArray[np.float64]]
+    masks: list[list[NDArray[np.float64]]]
 
 
-def mosaic(data: NDArray, mask: Mask, sizes: NDArray) -> Mosaic:
+def mosaic(data: NDArray, mask: Mask, sizes: NDArray, rebuilt: Mask | None = None) -> Mosaic:
     """Draw a mask over its scan.
 
     Parameters
@@ -68,6 +81,8 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray) -> Mosaic:
         (X, Y, Z), axes closest to RAS; the mask is not empty.
     sizes : ndarray
         Edges of a voxel in mm, (3,).
+    rebuilt : ndarray, optional
+        A second mask to compare the first with.
     """
     extent = _extent(mask)
     window = [_window(*ends, n, s) for ends, n, s in zip(extent, mask.shape, sizes, strict=True)]
@@ -76,6 +91,7 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray) -> Mosaic:
     zoom = np.asarray(sizes) / pixel
     shown = data[tuple(window)]
     inner = mask[tuple(window)]
+    masks = [inner] if rebuilt is None else [inner, rebuilt[tuple(window)]]
     thin = tuple(slice(None, None, 2) for _ in range(3))
     low = np.percentile(shown[thin], 1)
     high = np.percentile(shown[inner], 99.5)  # of the brain: fat may be far brighter
@@ -84,15 +100,16 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray) -> Mosaic:
     for plane, (first, last) in reversed(list(enumerate(extent))):
         places = np.linspace(first, last, COLUMNS + 2)[1:-1] - window[plane].start
         places = places.round().astype(int)
-        rows.append([_tile(shown, inner, plane, at, zoom, grey_scale) for at in places])
+        rows.append([_tile(shown, masks, plane, at, zoom, grey_scale) for at in places])
     canvas, placed = _lay_out(rows)
-    d = _path(placed)
+    d, *second = (_path(lines) for lines in placed)
     height, width = canvas.shape
     middle = [[row[COLUMNS // 2] for row in rows]]
     return Mosaic(
         _jpeg(Image.fromarray(canvas)),
         _svg(width, height, _BORDER.format(d)),
         _svg(width, height, f'<path d="M0 0H{width}V{height}H0Z{d}" fill-rule="evenodd"/>'),
+        _svg(width, height, _REBUILT.format(d, *second * 2)) if second else None,
         _jpeg(_thumbnail(middle)),
     )
 
@@ -118,15 +135,48 @@ def gallery(volumes: Sequence[tuple[NDArray, Mask]], colours: str = "gray") -> N
         middles = [sum(_extent(mask)[plane]) // 2 if mask.any() else 0 for _, mask in volumes]
         rows.append(
             [
-                _tile(data, mask, plane, at, np.full(3, 4.0), (0.0, 1.0))
+                _tile(data, [mask], plane, at, np.full(3, 4.0), (0.0, 1.0))
                 for (data, mask), at in zip(volumes, middles, strict=True)
             ]
         )
-    canvas, lines = _lay_out(rows)
+    canvas, (lines,) = _lay_out(rows)
     table = (colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
     picture = Image.fromarray(table[canvas])
     _draw(picture, lines, 2)
     return np.asarray(picture)
+
+
+def sheet(data: NDArray, masks: Sequence[Mask], size: float) -> bytes:
+    """Show a scan on the model's grid, in three planes, with outlines in orange and in blue.
+
+    Parameters
+    ----------
+    data : ndarray
+        Values in [0, 1], (X, Y, Z).
+    masks : sequence of ndarray
+        One or two masks; any may be empty.
+    size : float
+        Edge of a voxel in mm.
+
+    Returns
+    -------
+    bytes
+        JPEG; rows are axial, coronal and sagittal.
+    """
+    anything = np.logical_or.reduce(masks)
+    extent = _extent(anything if anything.any() else np.ones_like(anything))
+    sizes, zoom = (size,) * 3, np.full(3, size / SHEET_MM)
+    window = [_window(*ends, n, s) for ends, n, s in zip(extent, data.shape, sizes, strict=True)]
+    shown, inner = data[tuple(window)], [mask[tuple(window)] for mask in masks]
+    rows = []
+    for plane, (first, last) in reversed(list(enumerate(extent))):
+        places = np.linspace(first, last, SHEET_COLUMNS + 2)[1:-1] - window[plane].start
+        rows.append([_tile(shown, inner, plane, round(at), zoom, (0.0, 1.0)) for at in places])
+    canvas, placed = _lay_out(rows)
+    picture = Image.fromarray(canvas).convert("RGB")
+    for lines, colour in reversed(list(zip(placed, (OUTLINE, SECOND), strict=False))):
+        _draw(picture, lines, 2, colour)
+    return _jpeg(picture)
 
 
 def _extent(mask: Mask) -> list[tuple[int, int]]:
@@ -143,7 +193,12 @@ def _window(first: int, last: int, count: int, size: float) -> slice:
 
 
 def _tile(
-    data: NDArray, mask: Mask, plane: int, at: int, zoom: NDArray, scale: tuple[float, float]
+    data: NDArray,
+    masks: Sequence[Mask],
+    plane: int,
+    at: int,
+    zoom: NDArray,
+    scale: tuple[float, float],
 ) -> _Tile:
     """Cut one slice; the second of its axes points up."""
     across, up = np.delete(zoom, plane)
@@ -153,26 +208,31 @@ def _tile(
     width = max(round(grey.shape[1] * across), 1)
     height = max(round(grey.shape[0] * up), 1)
     picture = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
-    padded = np.pad(mask[where].T[::-1], 1).astype(np.float32)
-    lines = contour_generator(z=padded).lines(0.5)
     factor = width / grey.shape[1], height / grey.shape[0]
-    return _Tile(np.asarray(picture), [(np.asarray(line) - 0.5) * factor for line in lines])
+    outlines = []
+    for mask in masks:
+        padded = np.pad(mask[where].T[::-1], 1).astype(np.float32)
+        lines = contour_generator(z=padded).lines(0.5)
+        outlines.append([(np.asarray(line) - 0.5) * factor for line in lines])
+    return _Tile(np.asarray(picture), outlines)
 
 
 def _lay_out(
     rows: Sequence[Sequence[_Tile]],
-) -> tuple[NDArray[np.uint8], list[NDArray[np.float64]]]:
-    """Put tiles in rows, centred, and their outlines with them."""
+) -> tuple[NDArray[np.uint8], list[list[NDArray[np.float64]]]]:
+    """Put tiles in rows, centred, and the outlines of each mask with them."""
     width = max(sum(tile.grey.shape[1] for tile in row) for row in rows)
     heights = [max(tile.grey.shape[0] for tile in row) for row in rows]
     canvas = np.zeros((sum(heights), width), np.uint8)
-    placed, top = [], 0
+    placed: list[list[NDArray[np.float64]]] = [[] for _ in rows[0][0].masks]
+    top = 0
     for row, height in zip(rows, heights, strict=True):
         left = (width - sum(tile.grey.shape[1] for tile in row)) // 2
         for tile in row:
             down, across = tile.grey.shape
             canvas[top : top + down, left : left + across] = tile.grey
-            placed += [line + np.array([left, top]) for line in tile.lines]
+            for lines, own in zip(placed, tile.masks, strict=True):
+                lines += [line + np.array([left, top]) for line in own]
             left += across
         top += height
     return canvas, placed
@@ -198,17 +258,22 @@ def _svg(width: int, height: int, content: str) -> str:
 
 def _thumbnail(rows: Sequence[Sequence[_Tile]]) -> Image.Image:
     """Draw tiles with their outlines, and make them small."""
-    canvas, lines = _lay_out(rows)
+    canvas, placed = _lay_out(rows)
     picture = Image.fromarray(canvas).convert("RGB")
-    _draw(picture, lines, 3)
+    _draw(picture, placed[0], 3)
     width = round(picture.width * THUMBNAIL / picture.height)
     return picture.resize((width, THUMBNAIL), Image.Resampling.LANCZOS)
 
 
-def _draw(picture: Image.Image, lines: Sequence[NDArray[np.float64]], width: int) -> None:
+def _draw(
+    picture: Image.Image,
+    lines: Sequence[NDArray[np.float64]],
+    width: int,
+    colour: str = OUTLINE,
+) -> None:
     pen = ImageDraw.Draw(picture)
     for line in lines:
-        pen.line([tuple(point) for point in line.tolist()], fill=OUTLINE, width=width)
+        pen.line([tuple(point) for point in line.tolist()], fill=colour, width=width)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,12 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     key = model.fingerprint(inputs, _identity(stage))
     autoencoder = _train_autoencoder(stage, sources, key)
     first, key = _first_network(stage, sources, key)
-    networks, table = _self_train(stage, pool, sources, first, autoencoder, key, rated.accepted)
+    networks, table = _self_train(config, stage, pool, sources, first, autoencoder, key, rated)
     failed = {row["scan"]: row["note"] for row in table if row["note"]}
     usable = [scan for scan in pool if scan.relative not in failed]
     verdict = choose(stage, usable, sources, networks, autoencoder)
+    for one in verdict.apart:
+        group_report.draw_networks(config.output_dir, one.scan, stage.conform(one.scan), one.masks)
     card = {
         "network": f"{verdict.name}.safetensors",
         "self_trained": verdict.name != "sl1",
@@ -98,13 +101,14 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
 
 
 def _self_train(
+    config: RunConfig,
     stage: Stage,
     pool: Sequence[Scan],
     sources: list[Source],
     first: UNet,
     autoencoder: nn.Module,
     key: str,
-    always: Collection[str],
+    rated: ratings.Ratings,
 ) -> tuple[dict[str, UNet], list[dict[str, Any]]]:
     """Fine-tune round by round; return the first and the last network by name, and the scores."""
     networks, table = {"sl1": first}, list[dict[str, Any]]()
@@ -121,7 +125,8 @@ def _self_train(
         guess, earlier, name = guesser(stage, network, sources, way), name, f"round-{number}"
         key = model.fingerprint(key, stage.method.copies, way)
         judged = model.fingerprint(key, asdict(stage.method.quality))
-        ranked = rank(stage, pool, guess, autoencoder, name, judged, always)
+        draw = partial(group_report.draw_pseudo, config.output_dir, number)
+        ranked = rank(stage, pool, guess, autoencoder, name, judged, rated.accepted, draw)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
         derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]

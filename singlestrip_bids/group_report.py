@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from PIL import Image
 from torch import Generator
 
-from . import derivatives, model
+from . import derivatives, model, plots
+from .calibration import Calibration, Evidence
 from .config import SynthesisConfig
-from .figures import gallery
+from .figures import gallery, sheet
+from .inputs import Scan
 from .labels import CLASSES
-from .reports import Row, page_values, read_rows
+from .ranking import Guess
+from .reports import LOW_DICE, Row, page_values, read_rows
 from .synthesis import Source, training_batch
 from .templates import render
+from .volume import Conformed, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
 
 EXAMPLES = 6  # training images that are shown
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, for all eyes
-PICTURES = {"label": ".png", "synthetic": ".jpg", "curves": ".svg", "scatter": ".svg"}
+PICTURES = {
+    "label": ".png",
+    "synthetic": ".jpg",
+    "curves": ".svg",
+    "guard": ".svg",
+    "calibration": ".svg",
+}
 
 
 def draw_sources(
@@ -68,6 +80,32 @@ def draw_sources(
         LOG.warning("The labelled scan could not be drawn (%r).", error)
 
 
+def draw_pseudo(
+    output_dir: Path, number: int, scan: Scan, conformed: Conformed, guess: Guess
+) -> None:
+    """Draw a pseudo-mask of a round, and the registered label beneath it; log a failure."""
+    masks = [guess.mask] if guess.carried is None else [guess.mask, guess.carried]
+    _draw_sheet(output_dir, scan, f"pseudo{number}", conformed, masks)
+
+
+def draw_networks(
+    output_dir: Path, scan: Scan, conformed: Conformed, masks: tuple[Mask, Mask]
+) -> None:
+    """Draw the masks of the first and the last network over a scan; log a failure."""
+    _draw_sheet(output_dir, scan, "networks", conformed, masks[::-1])
+
+
+def _draw_sheet(
+    output_dir: Path, scan: Scan, desc: str, conformed: Conformed, masks: Sequence[Mask]
+) -> None:
+    try:
+        size = float(np.linalg.norm(conformed.affine[:3, 0]))
+        path = derivatives.figure_path(output_dir, scan.relative, desc, ".jpg")
+        derivatives.write_bytes(path, sheet(conformed.data, masks, size))
+    except Exception as error:  # as above
+        LOG.warning("%s: could not be drawn (%r).", scan.path, error)
+
+
 def write(output_dir: Path, folder: Path) -> None:
     """Write ``group.html`` from the model's tables and all masks on disk; log a failure.
 
@@ -82,18 +120,20 @@ def write(output_dir: Path, folder: Path) -> None:
         card = model.read_card(folder)
         curves = _curves(folder, card) if card else {}
         scores = _scores(output_dir, folder, card) if card else []
-        if curves:
-            _write(output_dir, "curves", _draw_curves(curves))
-        if scores:
-            _write(output_dir, "scatter", _draw_scatter(scores))
+        charts = _charts(folder, card, curves) if card else {}
+        for name, content in charts.items():
+            _write(output_dir, name, content)
         masks = [row for row in read_rows(output_dir, card=card) if row.fields]
         page = render(
             "group.html",
             card=card,
             trainings=list(curves),
             scores=scores,
+            scatter=_inline(plots.ranks(scores)) if scores else "",
+            apart=_apart(output_dir, card) if card else [],
             masks=sorted(masks, key=_worst_first),
-            pictures=_pictures(output_dir, bool(curves), bool(scores)),
+            summary=_summary(masks),
+            pictures=_pictures(output_dir, {"label", "synthetic", *charts}),
             **page_values("Group"),
         )
         derivatives.write_text(derivatives.report_path(output_dir, "group"), page)
@@ -105,10 +145,19 @@ def _worst_first(row: Row) -> tuple[float, str]:
     return (-1.0 if row.expected is None else row.expected), row.scan
 
 
-def _pictures(output_dir: Path, curves: bool, scatter: bool) -> dict[str, str]:
+def _summary(masks: Sequence[Row]) -> dict[str, Any]:
+    """Figures for the head of the page."""
+    expected = [row.expected for row in masks if row.expected is not None]
+    return {
+        "median": median(expected) if expected else None,
+        "low": sum(value < LOW_DICE for value in expected),
+        "remarks": sum(bool(row.remarks) for row in masks),
+    }
+
+
+def _pictures(output_dir: Path, wanted: set[str]) -> dict[str, str]:
     """Addresses of what is there and belongs to this model."""
-    wanted = {"label": True, "synthetic": True, "curves": curves, "scatter": scatter}
-    paths = {name: _path(output_dir, name) for name, wanted in wanted.items() if wanted}
+    paths = {name: _path(output_dir, name) for name in PICTURES if name in wanted}
     return {n: p.relative_to(output_dir).as_posix() for n, p in paths.items() if p.is_file()}
 
 
@@ -120,6 +169,12 @@ def _write(output_dir: Path, name: str, content: bytes) -> None:
     derivatives.write_bytes(_path(output_dir, name), content)
 
 
+def _inline(svg: bytes) -> Markup:
+    """Make a chart part of the page, so that a script can reach its points."""
+    text = re.sub(r' xmlns(:xlink)?="[^"]+"', "", svg.decode())
+    return Markup(text[text.index("<svg") :])  # no word of a dataset is in it
+
+
 def _curves(folder: Path, card: Mapping[str, Any]) -> dict[str, list[float]]:
     """Losses of each training that belongs to the model."""
     names = ["sl1", *(f"round-{n + 1}" for n in range(card["method"]["rounds"])), "autoencoder"]
@@ -127,6 +182,52 @@ def _curves(folder: Path, card: Mapping[str, Any]) -> dict[str, list[float]]:
     if not card["unlabelled"]:
         tables = {name: rows for name, rows in tables.items() if not name.startswith("round")}
     return {name: [float(row["loss"]) for row in rows] for name, rows in tables.items() if rows}
+
+
+def _charts(
+    folder: Path, card: Mapping[str, Any], curves: Mapping[str, Sequence[float]]
+) -> dict[str, bytes]:
+    """Draw what the model's tables allow."""
+    charts = {"curves": plots.losses(curves)} if curves else {}
+    names = list(card.get("guard", {}).get("standings", {}))
+    copies = {name: model.read_table(folder, f"{name}_copies") for name in names}
+    sample = {name: model.read_table(folder, f"{name}_sample") for name in names}
+    if len(names) == 2 and all(copies.values()) and all(sample.values()):
+        dices = [[float(row["dice"]) for row in copies[name]] for name in names]
+        expected = [[float(row["expected"]) for row in sample[name]] for name in names]
+        charts["guard"] = plots.guard(tuple(names), tuple(dices), tuple(expected))
+    kept = card.get("guard", {}).get("kept")
+    if rows := copies.get(kept):
+        line = Calibration(**card["calibration"])
+        expected = [line.expect(_evidence(row)) for row in rows]
+        truth = [float(row["dice"]) for row in rows]
+        second = [row for row in sample[kept] if row["opinion"] != "n/a"]
+        opinions = [(line.expect(_evidence(row))[0], float(row["opinion"])) for row in second]
+        charts["calibration"] = plots.calibration(expected, truth, opinions)
+    return charts
+
+
+def _evidence(row: Mapping[str, str]) -> Evidence:
+    return Evidence(*(float(row[field.name]) for field in fields(Evidence)))
+
+
+def _apart(output_dir: Path, card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the scans on which the first and the last network differ most, with pictures."""
+    found = []
+    for one in card.get("guard", {}).get("apart", []):
+        if picture := _address(output_dir, one["scan"], "networks"):
+            found.append({**one, "picture": picture, "name": _name(one["scan"])})
+    return found
+
+
+def _name(scan: str) -> str:
+    return Path(scan).name.split(".")[0]
+
+
+def _address(output_dir: Path, scan: str, desc: str) -> str:
+    """Address of a sheet, empty if there is none."""
+    path = derivatives.figure_path(output_dir, scan, desc, ".jpg")
+    return path.relative_to(output_dir).as_posix() if path.is_file() else ""
 
 
 def _scores(output_dir: Path, folder: Path, card: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -141,63 +242,23 @@ def _scores(output_dir: Path, folder: Path, card: Mapping[str, Any]) -> list[dic
             for name in ("score", "agreement", "volume_ml")
         }
         seen = [n for n in (numbers["score"], numbers["agreement"]) if n is not None]
-        subject, name = row["scan"].split("/")[0], Path(row["scan"]).name.split(".")[0]
+        kept, note = row["kept"] == "True", "" if row["note"] == "n/a" else row["note"]
+        subject, name = row["scan"].split("/")[0], _name(row["scan"])
         there = derivatives.report_path(output_dir, subject).is_file()
         rows.append(
             {
                 **row,
                 **numbers,
                 "rank": float(np.mean(seen)),
-                "kept": row["kept"] == "True",
-                "note": "" if row["note"] == "n/a" else row["note"],
+                "kept": kept,
+                "note": note,
                 "name": name,
+                "group": plots.group_of({**row, "kept": kept, "note": note}),
+                "picture": _address(output_dir, row["scan"], f"pseudo{row['round']}"),
                 "link": f"{subject}.html#{name}" if there else "",
             }
         )
     return sorted(rows, key=lambda row: -row["rank"])
-
-
-def _draw_curves(curves: Mapping[str, Sequence[float]]) -> bytes:
-    """Draw losses, each smoothed over a fiftieth of its steps."""
-    figure = Figure(figsize=(3.6 * len(curves), 2.6), layout="constrained")
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for panel, (name, losses) in zip(panels, curves.items(), strict=True):
-        width = max(len(losses) // 50, 1)
-        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        panel.plot(np.arange(len(smooth)) + (width + 1) / 2, smooth, color=COLOURS[0])
-        panel.set(title=name, xlabel="step", ylabel="loss", ylim=(0, None))
-        panel.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
-
-
-def _draw_scatter(scores: Sequence[Mapping[str, Any]]) -> bytes:
-    """Draw scores against volumes; filled if kept, a shape for each round."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    panel = figure.subplots()
-    for place, number in enumerate(sorted({row["round"] for row in scores})):
-        for kept in (True, False):
-            rows = [
-                r for r in scores if r["round"] == number and r["kept"] == kept and not r["note"]
-            ]
-            colour = COLOURS[0 if kept else 1]
-            panel.scatter(
-                [row["volume_ml"] for row in rows],
-                [row["rank"] for row in rows],
-                marker="osD^v"[place % 5],
-                facecolors=colour if kept else "none",
-                edgecolors=colour,
-                label=f"round {number}, {'kept' if kept else 'not kept'} ({len(rows)})",
-            )
-    panel.set(xlabel="volume of the pseudo-mask (ml)", ylabel="rank score")
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from . import derivatives, volume
 from .calibration import Calibration, Evidence, line_through, look
 from .config import SynthesisConfig
 from .inputs import Scan
@@ -26,7 +27,7 @@ from .runtime import Progress, check_stop, mix_seed
 from .selection import spread
 from .stage import Stage
 from .synthesis import Source, training_batch
-from .volume import Conformed
+from .volume import Conformed, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -44,6 +45,7 @@ HARDEST = {
 SAMPLE = 24  # unlabelled scans looked at
 PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
 TOLERANCE = 0.01  # by which the later network may seem worse
+APART = 4  # unlabelled scans on which both networks are shown
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,22 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Masks of one unlabelled scan, by the first and by the last network, and their Dice."""
+
+    scan: Scan
+    masks: tuple[Mask, Mask]
+    dice: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The network that is used, its calibration, and why."""
+    """The network that is used, its calibration, why, and where both networks differ most."""
 
     name: str
     calibration: Calibration
     standings: Mapping[str, Standing]
+    apart: Sequence[Apart] = ()
 
     @property
     def reason(self) -> str:
@@ -88,7 +100,13 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the card."""
         standings = {name: asdict(standing) for name, standing in self.standings.items()}
-        return {"kept": self.name, "reason": self.reason, "standings": standings}
+        apart = [{"scan": one.scan.relative, "dice": one.dice} for one in self.apart]
+        return {
+            "kept": self.name,
+            "reason": self.reason,
+            "standings": standings,
+            "apart": apart,
+        }
 
 
 def choose(
@@ -108,7 +126,7 @@ def choose(
         One, or the first and the last, in this order.
     """
     sample = spread(pool, SAMPLE) if len(networks) > 1 else []
-    calibrations, standings = {}, dict[str, Standing]()
+    calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
     for name, network in networks.items():
         calibration, copies = calibrate(stage, sources, network, autoencoder, name)
         seen = _seen(stage, sample, network, autoencoder, name)
@@ -117,9 +135,12 @@ def choose(
         calibrations[name] = calibration
         expected = [calibration.expect(one.evidence)[0] * one.plausible for one in seen]
         standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
+        masks.append(seen)
+        _write_sample(stage, name, sample, seen, expected)
     first, last = next(iter(standings)), next(reversed(standings))
     kept = last if standings[last].worth >= standings[first].worth - TOLERANCE else first
-    verdict = Verdict(kept, calibrations[kept], standings)
+    apart = _most_apart(sample, *masks) if sample else []
+    verdict = Verdict(kept, calibrations[kept], standings, apart)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict
@@ -135,6 +156,13 @@ class _Seen:
     evidence: Evidence
     plausible: bool
     opinion: float | None
+    packed: bytes
+    shape: tuple[int, ...]
+
+    @property
+    def mask(self) -> Mask:
+        """The mask, which is packed because there may be many."""
+        return volume.unpack(self.packed, self.shape)
 
 
 def _seen(
@@ -151,9 +179,35 @@ def _seen(
             plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
             carried = masks_of(stage, scan, "round-1").get("carried")
             opinion = None if carried is None else dice(seen.mask, carried)
-            found.append(_Seen(seen.evidence, plausible, opinion))
+            packed = volume.pack(seen.mask)
+            found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
             progress.step(scan.name)
     return found
+
+
+def _write_sample(
+    stage: Stage,
+    name: str,
+    sample: Sequence[Scan],
+    seen: Sequence[_Seen],
+    expected: Sequence[float],
+) -> None:
+    """Keep what was seen of each unlabelled scan, for pages and for people."""
+    columns = ("scan", "score", "mirror", "opinion", "expected")
+    rows = [
+        {"scan": scan.relative, **asdict(one.evidence), "opinion": one.opinion, "expected": value}
+        for scan, one, value in zip(sample, seen, expected, strict=True)
+    ]
+    derivatives.write_tsv(stage.folder / f"{name}_sample.tsv", rows, columns)
+
+
+def _most_apart(
+    sample: Sequence[Scan], first: Sequence[_Seen], last: Sequence[_Seen]
+) -> list[Apart]:
+    """Find the scans on which two networks differ most, the most different first."""
+    overlaps = [dice(a.mask, b.mask) for a, b in zip(first, last, strict=True)]
+    places = np.argsort(overlaps, kind="stable")[:APART].tolist()
+    return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
 
 
 def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
@@ -184,6 +238,9 @@ def calibrate(
             evidence.append(seen.evidence)
             truth.append(dice(seen.mask, target))
             progress.step(f"Dice {truth[-1]:.3f}")
+    seen = zip(evidence, truth, strict=True)
+    rows = [{"copy": n, **asdict(e), "dice": t} for n, (e, t) in enumerate(seen, 1)]
+    derivatives.write_tsv(stage.folder / f"{name}_copies.tsv", rows)
     return line_through(evidence, truth), float(np.mean(truth))
 
 

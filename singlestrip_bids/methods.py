@@ -15,9 +15,11 @@ from typing import Any
 from . import bibliography, derivatives, model, reports
 from .config import RunConfig
 from .errors import NoInput
+from .guard import SAMPLE, TOLERANCE
 from .labels import INSIDE, OUTSIDE
 from .runtime import Runtime
 from .templates import render
+from .volume import PERCENTILES
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -82,8 +84,9 @@ def text(
     for number in range(1, card["method"]["rounds"] + 1):
         rows = [row for row in scores if row["round"] == str(number) and row["scan"] in pool]
         kept = sum(row["kept"] == "True" for row in rows)
-        unusable = max(unusable, sum(row["note"] != "n/a" for row in rows))
-        rounds += [(kept, len(rows))] if kept else []
+        failed = sum(row["note"] != "n/a" for row in rows)
+        unusable = max(unusable, failed)
+        rounds += [(kept, len(rows) - failed)] if kept else []
     expected = [row.expected for row in masks if row.expected is not None]
     filled = render(
         "methods.md",
@@ -95,8 +98,18 @@ def text(
         inside=INSIDE,
         outside=OUTSIDE,
         rounds=rounds,
+        sample=min(SAMPLE, len(pool) - unusable),
+        tolerance=f"{TOLERANCE:g}".removeprefix("0"),
+        percentiles=[f"{value:g}" for value in PERCENTILES],
         masks=_tally(row.scan for row in masks),
-        expected={"median": median(expected), "low": min(expected), "high": max(expected)}
+        averaged=sum("Averaged" in row.fields for row in masks),
+        resized=sum(_resized(row, card) for row in masks),
+        expected={
+            "median": median(expected),
+            "low": min(expected),
+            "high": max(expected),
+            "count": len(expected),
+        }
         if expected
         else None,
     )
@@ -106,21 +119,27 @@ def text(
 
 def references(prose: str) -> str:
     """Return the BibTeX entries that a text cites."""
-    known = bibliography.read()
-    return "\n".join(known[key].source for key in bibliography.keys(prose))
+    known = bibliography.sources()
+    return "\n".join(known[key] for key in bibliography.keys(prose))
 
 
 def page(prose: str) -> str:
     """Turn the text into a page with a list of references."""
-    known = bibliography.read()
     sections = []
     for part in prose.strip().split("\n\n"):
         heading = part.removeprefix("# ") if part.startswith("# ") else ""
-        sections.append((heading, bibliography.link(" ".join(part.split()), known)))
-    cited = [known[key] for key in bibliography.keys(prose)]
+        sections.append((heading, bibliography.link(" ".join(part.split()))))
+    known = bibliography.read()
+    cited = {key: bibliography.whole(known[key]) for key in bibliography.keys(prose)}
     return render(
         "methods.html", sections=sections, references=cited, **reports.page_values("Methods")
     )
+
+
+def _resized(row: reports.Row, card: Mapping[str, Any]) -> bool:
+    """Tell whether a head was seen at another voxel size than the labelled one."""
+    size = row.fields.get("WorkingVoxelSizeMm", card["voxel_size_mm"])
+    return abs(size / card["voxel_size_mm"] - 1) > 0.01
 
 
 def _tally(scans: Iterable[str]) -> list[tuple[str, int]]:
@@ -138,7 +157,14 @@ def _write_tex(output_dir: Path) -> None:
     if pandoc is None:
         return
     paths = {end: derivatives.citation_path(output_dir, end) for end in (".md", ".bib", ".tex")}
-    command = [pandoc, str(paths[".md"]), "--standalone", "--natbib", "--to", "latex"]
-    command += ["--bibliography", str(paths[".bib"])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    command = [pandoc, paths[".md"].name, "--standalone", "--natbib", "--to", "latex"]
+    command += ["--bibliography", paths[".bib"].name]  # TeX looks for it beside the text
+    done = subprocess.run(
+        command,
+        cwd=paths[".md"].parent,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
     derivatives.write_text(paths[".tex"], done.stdout)

@@ -12,7 +12,7 @@ from typing import Any
 from . import derivatives, group_report, handoff, methods, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
-from .errors import ScanFailed
+from .errors import ScanFailed, SingleStripError
 from .finished import finished, stamp, write_with_sidecar
 from .inputs import Scan, selected
 from .model import Model
@@ -87,6 +87,8 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
     group_report.write(config.output_dir, trained.folder)
     methods.write(config.output_dir, trained.folder)
+    done = [scan.subject for scan in scans[: progress.done]]
+    reports.subject_pages(config.output_dir, done, trained.card, failed)
     _complain(failed, scans)
 
 
@@ -100,7 +102,12 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
     """
     scans = selected(config)
     folder = config.model or derivatives.model_dir(config.output_dir)
-    failed = reports.remake(config.output_dir, scans, model.read_card(folder))
+    try:
+        shapes = reports.Shapes(model.load(folder, runtime), runtime)
+    except SingleStripError as error:
+        LOG.warning("No reconstruction is drawn: %s", error)
+        shapes = None
+    failed = reports.remake(config.output_dir, scans, model.read_card(folder), shapes)
     group_report.write(config.output_dir, folder)
     _complain(failed, scans)
 
@@ -158,7 +165,8 @@ def process(
         lambda: derivatives.write_mask(path, brain.mask, image.nifti),
         derivatives.sidecar(scan, fields),
     )
-    reports.draw(config.output_dir, scan, image, brain.mask)
+    shapes = reports.Shapes(trained, runtime)
+    reports.draw(config.output_dir, scan, image, brain.mask, shapes, brain.voxel_size)
     _write_more(scan, image, brain, config, checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)

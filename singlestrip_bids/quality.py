@@ -25,6 +25,14 @@ Mask = NDArray[np.bool_]
 ROTATION_DEG, SCALES, SHIFT = 30.0, (0.7, 1.4), 0.1  # of slices in training
 
 
+def _window(mask: Mask, size: int) -> tuple[NDArray[np.int_], int, int]:
+    """Planes with any of a mask, and the first corner of its slices after padding by ``size``."""
+    planes = np.flatnonzero(mask.any(axis=(0, 1)))
+    # the nearest pixel to the centre, ties upwards, so that the place of the mask does not matter
+    x, y = ((2 * int(i.sum()) + i.size) // (2 * i.size) for i in np.nonzero(mask)[:2])
+    return planes, x + size - size // 2, y + size - size // 2
+
+
 def slices(mask: Mask, size: int) -> Tensor:
     """Cut a mask into its axial slices, all centred on its centre of mass.
 
@@ -40,11 +48,8 @@ def slices(mask: Mask, size: int) -> Tensor:
     Tensor
         (S, 1, n, n), one for each plane that holds any of the mask.
     """
-    planes = np.flatnonzero(mask.any(axis=(0, 1)))
-    # the nearest pixel to the centre, ties upwards, so that the place of the mask does not matter
-    x, y = ((2 * int(i.sum()) + i.size) // (2 * i.size) for i in np.nonzero(mask)[:2])
+    planes, low_x, low_y = _window(mask, size)
     padded = np.pad(mask[:, :, planes], [(size, size), (size, size), (0, 0)])
-    low_x, low_y = x + size - size // 2, y + size - size // 2
     window = padded[low_x : low_x + size, low_y : low_y + size]
     return torch.from_numpy(window.transpose(2, 0, 1).astype(np.float32))[:, None]
 
@@ -100,19 +105,38 @@ def schedule(brain: Tensor, config: QualityConfig) -> TrainingConfig:
 
 
 @torch.inference_mode()
+def _reconstruct(network: nn.Module, brain: Tensor, runtime: Runtime) -> NDArray[np.bool_]:
+    """Reconstruct slices (S, 1, n, n); (S, n, n), dropout and batch statistics switched off."""
+    network.eval()
+    parts = brain.to(runtime.device).split(64)
+    return torch.cat([network(onehot(part))[:, 1] > 0.5 for part in parts]).cpu().numpy()
+
+
+def rebuild(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime) -> Mask:
+    """Reconstruct a mask (X, Y, Z) on the model's grid; an empty one stays empty."""
+    rebuilt = np.zeros_like(mask)
+    if not mask.any():
+        return rebuilt
+    size = config.slice_size
+    made = _reconstruct(network, slices(mask, size), runtime).transpose(1, 2, 0)
+    planes, x, y = _window(mask, size)
+    padded = np.pad(rebuilt[:, :, planes], [(size, size), (size, size), (0, 0)])
+    padded[x : x + size, y : y + size] = made
+    rebuilt[:, :, planes] = padded[size:-size, size:-size]
+    return rebuilt
+
+
 def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime) -> float:
     """Volumetric Dice between a mask and its slice-wise reconstruction; 0 of an empty mask.
 
     Parameters
     ----------
     network : nn.Module
-        The trained autoencoder; dropout and batch statistics are switched off here.
+        The trained autoencoder.
     mask : ndarray of bool
         (X, Y, Z) on the model's grid.
     """
     if not mask.any():
         return 0.0
-    network.eval()
-    brain = slices(mask, config.slice_size).to(runtime.device)
-    parts = [network(onehot(part))[:, 1] > 0.5 for part in brain.split(64)]
-    return dice(torch.cat(parts).cpu().numpy(), brain[:, 0].cpu().numpy() > 0.5)
+    brain = slices(mask, config.slice_size)
+    return dice(_reconstruct(network, brain, runtime), brain[:, 0].numpy() > 0.5)

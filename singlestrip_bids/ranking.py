@@ -46,6 +46,7 @@ class Guess:
 
 
 Guesser = Callable[[Conformed], Guess]
+Drawer = Callable[[Scan, Conformed, Guess], None]
 
 
 def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
@@ -84,6 +85,7 @@ def rank(
     name: str,
     key: str,
     always: Collection[str] = (),
+    draw: Drawer | None = None,
 ) -> list[Candidate]:
     """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -97,6 +99,8 @@ def rank(
         Fingerprint of all that decides the masks and scores, apart from the scans.
     always : collection of str
         Scans whose masks are kept whatever their rank.
+    draw : callable, optional
+        Shows every mask as it is made; those on disk were shown before.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def rank(
         for scan in pool:
             check_stop()
             try:
-                candidates.append(_candidate(stage, scan, guess, autoencoder, name, key))
+                candidates.append(_candidate(stage, scan, guess, autoencoder, name, key, draw))
             except OUT_OF_MEMORY:
                 raise
             except Exception as error:  # one bad scan never stops the others
@@ -121,7 +125,13 @@ def rank(
 
 
 def _candidate(
-    stage: Stage, scan: Scan, guess: Guesser, autoencoder: nn.Module, name: str, key: str
+    stage: Stage,
+    scan: Scan,
+    guess: Guesser,
+    autoencoder: nn.Module,
+    name: str,
+    key: str,
+    draw: Drawer | None,
 ) -> Candidate:
     path, key = _place(stage, scan, name), model.fingerprint(key, model.sha256(scan.path))
     if path.is_file():
@@ -133,6 +143,8 @@ def _candidate(
             pass  # half a file from elsewhere: the mask is made again
     conformed = stage.conform(scan)
     made = guess(conformed)
+    if draw:
+        draw(scan, conformed, made)
     score = quality.score(autoencoder, made.mask, stage.method.quality, stage.runtime)
     millilitres = volume.millilitres(made.mask, conformed.affine)
     candidate = Candidate(scan.relative, score, made.agreement, millilitres)

@@ -13,10 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import __version__, derivatives, volume
+import numpy as np
+
+from . import __version__, derivatives, quality, volume
 from .errors import SingleStripError
 from .figures import mosaic
 from .inputs import Scan
+from .model import Model
+from .runtime import Runtime
 from .templates import render
 from .volume import Image, Mask
 
@@ -24,6 +28,14 @@ LOG = logging.getLogger("singlestrip_bids")
 
 LOW_DICE, LOW_END, LOW_MIRROR = 0.90, 0.80, 0.90  # below these a person is asked to look
 VOLUMES = 0.6, 1.6  # multiples of the labelled brain's outside which one is asked, too
+PICTURES = {
+    "scan": ".jpg",
+    "outline": ".svg",
+    "outside": ".svg",
+    "rebuilt": ".svg",
+    "thumbnail": ".jpg",
+}  # of a mask
+BARS = 32  # of the histogram of volumes
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,8 @@ class Row:
     fields : mapping
         Of the sidecar; empty if there is no mask.
     pictures : mapping
-        From ``scan``, ``outline``, ``outside`` and ``thumbnail`` to addresses, relative to the
-        output folder; those that are there.
+        From a key of `PICTURES` to an address, relative to the output folder; those that are
+        there.
     remarks : tuple of str
         What a person should know before using the mask.
     """
@@ -68,20 +80,58 @@ class Row:
         """Ends of its interval."""
         return self.fields.get("ExpectedDiceInterval")
 
+    @property
+    def millilitres(self) -> float | None:
+        """Volume of the mask."""
+        return self.fields.get("BrainVolumeMl")
 
-def draw(output_dir: Path, scan: Scan, image: Image, mask: Mask) -> None:
-    """Write the pictures of a mask; a failure is logged and nothing else."""
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a model knows of the shape of brains: its autoencoder, on its device."""
+
+    trained: Model
+    runtime: Runtime
+
+    def rebuild(self, image: Image, mask: Mask, voxel_size: float) -> Mask:
+        """Reconstruct a mask on the model's grid, of this voxel size in mm, and bring it back."""
+        frame = self.trained.frame
+        placed = volume.conform(mask, image.affine, voxel_size, frame.size, frame.multiple)
+        rebuilt = quality.rebuild(
+            self.trained.autoencoder, placed.data > 0.5, self.trained.quality, self.runtime
+        )
+        return volume.restore(rebuilt.astype(np.float32), placed.affine, image) > 0.5
+
+
+def draw(
+    output_dir: Path,
+    scan: Scan,
+    image: Image,
+    mask: Mask,
+    shapes: Shapes | None,
+    voxel_size: float | None,
+) -> None:
+    """Write the pictures of a mask; a failure is logged and nothing else.
+
+    Parameters
+    ----------
+    shapes : Shapes or None
+        Of the model that made the mask.
+    voxel_size : float or None
+        Of the grid on which the brain was found, in mm; without both there is no reconstruction.
+    """
     try:
+        rebuilt = shapes.rebuild(image, mask, voxel_size) if shapes and voxel_size else None
         upright, sizes = volume.upright(image.data, image.affine)
-        pictures = mosaic(upright, volume.upright(mask, image.affine)[0], sizes)
-        for desc, extension, content in (
-            ("scan", ".jpg", pictures.scan),
-            ("outline", ".svg", pictures.outline.encode()),
-            ("outside", ".svg", pictures.outside.encode()),
-            ("thumbnail", ".jpg", pictures.thumbnail),
-        ):
-            path = derivatives.figure_path(output_dir, scan.relative, desc, extension)
-            derivatives.write_bytes(path, content)
+        masks = [m if m is None else volume.upright(m, image.affine)[0] for m in (mask, rebuilt)]
+        pictures = mosaic(upright, masks[0], sizes, masks[1])
+        for desc, path in _places(output_dir, scan.relative).items():
+            content = getattr(pictures, desc)
+            if content is None:
+                path.unlink(missing_ok=True)  # that of an earlier mask
+            else:
+                content = content.encode() if isinstance(content, str) else content
+                derivatives.write_bytes(path, content)
     except Exception as error:  # the mask is there: a picture is not worth losing it
         LOG.warning("%s: its mask could not be drawn (%r).", scan.path, error)
 
@@ -91,6 +141,7 @@ def subject_page(
     subject: str,
     card: Mapping[str, Any] | None = None,
     failures: Mapping[str, str] | None = None,
+    volumes: Sequence[float] = (),
 ) -> None:
     """Write the page of a subject from its sidecars and pictures; a failure is logged.
 
@@ -105,21 +156,85 @@ def subject_page(
     failures : mapping, optional
         What went wrong, by the path of the scan in its dataset; those of other subjects are left
         out.
+    volumes : sequence of float
+        Of all masks on disk in ml, if they are known, to compare with.
     """
     name = f"sub-{subject}"
     own = {scan: why for scan, why in (failures or {}).items() if scan.startswith(f"{name}/")}
     try:
         rows = read_rows(output_dir, subject, card, own)
-        page = render("subject.html", rows=rows, card=card, **page_values(name))
+        label = card["brain_ml"] if card else None
+        crowds = {row.name: crowd(row.millilitres, volumes, label) for row in rows}
+        page = render("subject.html", rows=rows, card=card, crowds=crowds, **page_values(name))
         derivatives.write_text(derivatives.report_path(output_dir, name), page)
     except Exception as error:  # as above
         LOG.warning("%s: its page could not be written (%r).", name, error)
 
 
+def subject_pages(
+    output_dir: Path,
+    subjects: Sequence[str],
+    card: Mapping[str, Any] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> None:
+    """Write the pages of subjects beside the volumes of all masks that are there by now."""
+    found = [row.millilitres for row in read_rows(output_dir)]
+    volumes = [millilitres for millilitres in found if millilitres is not None]
+    for subject in dict.fromkeys(subjects):
+        subject_page(output_dir, subject, card, failures, volumes)
+
+
+def crowd(
+    own: float | None, volumes: Sequence[float], label: float | None
+) -> dict[str, Any] | None:
+    """Place a volume among others, for a histogram; None where there is nothing to compare.
+
+    Parameters
+    ----------
+    own : float or None
+        Volume of the mask in ml, one of the others.
+    volumes : sequence of float
+        Of all masks.
+    label : float or None
+        Of the labelled brain.
+
+    Returns
+    -------
+    dict
+        ``bars``, heights between 0 and 1; ``own`` and ``label``, places between 0 and 1; ``low``
+        and ``high``, the ends of the axis, ``median`` and ``smaller``, how many are smaller, and
+        ``others``, how many others there are.
+    """
+    if own is None or len(volumes) < 2:
+        return None
+    shown = [*volumes, own] if label is None else [*volumes, own, label]
+    low, high = float(min(shown)), float(max(shown))
+    low, high = low - 0.05 * (high - low) - 1, high + 0.05 * (high - low) + 1
+    counts, _ = np.histogram(volumes, BARS, (low, high))
+    return {
+        "bars": (counts / counts.max()).tolist(),
+        "own": (own - low) / (high - low),
+        "label": None if label is None else (label - low) / (high - low),
+        "low": low,
+        "high": high,
+        "median": float(np.median(volumes)),
+        "smaller": sum(other < own for other in volumes),
+        "others": len(volumes) - 1,
+    }
+
+
 def remake(
-    output_dir: Path, scans: Sequence[Scan], card: Mapping[str, Any] | None = None
+    output_dir: Path,
+    scans: Sequence[Scan],
+    card: Mapping[str, Any] | None = None,
+    shapes: Shapes | None = None,
 ) -> dict[str, str]:
     """Draw all masks on disk again and write the pages of their subjects.
+
+    Parameters
+    ----------
+    shapes : Shapes, optional
+        Of the model; the reconstructions of its own masks are drawn.
 
     Returns
     -------
@@ -130,14 +245,16 @@ def remake(
     for scan in scans:
         try:
             image = volume.load(scan.path)
-            mask = volume.load_mask(derivatives.mask_path(output_dir, scan), image)
+            path = derivatives.mask_path(output_dir, scan)
+            mask = volume.load_mask(path, image)
+            fields = derivatives.read_json(derivatives.sidecar_path(path))
         except SingleStripError as error:
             failures[scan.relative] = str(error)
             LOG.warning("%s", error)
             continue
-        draw(output_dir, scan, image, mask)
-    for subject in dict.fromkeys(scan.subject for scan in scans):
-        subject_page(output_dir, subject, card, failures)
+        own = shapes if card and _is_own(fields, card) else None
+        draw(output_dir, scan, image, mask, own, fields.get("WorkingVoxelSizeMm"))
+    subject_pages(output_dir, [scan.subject for scan in scans], card, failures)
     return failures
 
 
@@ -194,16 +311,25 @@ def _about_model(fields: Mapping[str, Any], card: Mapping[str, Any]) -> list[str
     share = fields.get("BrainVolumeMl", card["brain_ml"]) / card["brain_ml"]
     if not VOLUMES[0] < share < VOLUMES[1]:
         said.append(f"The volume is {share:.1f} times that of the labelled brain.")
-    if fields.get("ModelSHA256") != card["sha256"].get(card["network"]):
+    if not _is_own(fields, card):
         said.append(
             "Another model than that of this folder made this mask: run participant again."
         )
     return said
 
 
+def _is_own(fields: Mapping[str, Any], card: Mapping[str, Any]) -> bool:
+    """Tell whether the model of a card made a mask."""
+    return bool(fields.get("ModelSHA256") == card["sha256"].get(card["network"]))
+
+
+def _places(output_dir: Path, scan: str) -> dict[str, Path]:
+    """Where the pictures of a mask go."""
+    return {d: derivatives.figure_path(output_dir, scan, d, e) for d, e in PICTURES.items()}
+
+
 def _pictures(output_dir: Path, scan: str) -> dict[str, str]:
-    kinds = {"scan": ".jpg", "outline": ".svg", "outside": ".svg", "thumbnail": ".jpg"}
-    paths = {d: derivatives.figure_path(output_dir, scan, d, e) for d, e in kinds.items()}
+    paths = _places(output_dir, scan)
     return {d: p.relative_to(output_dir).as_posix() for d, p in paths.items() if p.is_file()}
 
 

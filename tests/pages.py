@@ -32,11 +32,19 @@ CARD = {
 }
 
 
+GRID = np.stack(np.meshgrid(*[np.arange(48.0)] * 3, indexing="ij"))
+DISTANCE = np.linalg.norm(GRID - 23.5, axis=0)
+BALL = (40 - DISTANCE).astype(np.float32)
+
+
 def pictures() -> figures.Mosaic:
-    """Draw a ball in a block."""
-    grid = np.stack(np.meshgrid(*[np.arange(48.0)] * 3, indexing="ij"))
-    distance = np.linalg.norm(grid - 23.5, axis=0)
-    return figures.mosaic((40 - distance).astype(np.float32), distance < 14, np.full(3, 4.0))
+    """Draw a ball in a block, and a smaller one over it."""
+    return figures.mosaic(BALL, DISTANCE < 14, np.full(3, 4.0), DISTANCE < 12)
+
+
+def sheet() -> bytes:
+    """Draw two balls in a block."""
+    return figures.sheet(BALL / BALL.max(), [DISTANCE < 14, DISTANCE < 12], 4.0)
 
 
 def make(out: Path, count: int, drawn: bool = True) -> list[str]:
@@ -44,7 +52,7 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
 
     The n-th subject, from 0, expects a Dice of .99 - n / 2000 or so, so that the last is worst.
     """
-    folder, shown = derivatives.model_dir(out), pictures()
+    folder, shown, both = derivatives.model_dir(out), pictures(), sheet()
     scans = [f"sub-{n:04}/anat/sub-{n:04}_T1w.nii.gz" for n in range(count)]
     rows = []
     for n, scan in enumerate(scans):
@@ -60,15 +68,13 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
             "ModelSHA256": "abc",
         }
         derivatives.write_json(derivatives.sidecar_path(mask), fields)
-        for desc, extension, content in (
-            ("scan", ".jpg", shown.scan),
-            ("outline", ".svg", shown.outline.encode()),
-            ("outside", ".svg", shown.outside.encode()),
-            ("thumbnail", ".jpg", shown.thumbnail),
-        ):
+        for desc, extension in reports.PICTURES.items():
             if drawn or desc == "thumbnail":
                 path = derivatives.figure_path(out, scan, desc, extension)
-                derivatives.write_bytes(path, content)
+                content = getattr(shown, desc)
+                derivatives.write_bytes(path, content if extension == ".jpg" else content.encode())
+        for desc in ("pseudo1", "networks") if drawn else ():
+            derivatives.write_bytes(derivatives.figure_path(out, scan, desc, ".jpg"), both)
         rows.append(
             {
                 "round": 1,
@@ -80,13 +86,26 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
                 "note": "could <not> be read" if n == 2 else "",
             }
         )
-    card = {**CARD, "unlabelled": scans}
+    apart = [{"scan": scan, "dice": 0.8} for scan in scans[:3]]
+    card = {**CARD, "unlabelled": scans, "guard": {**CARD["guard"], "apart": apart}}
     derivatives.write_json(folder / "model.json", card)
     derivatives.write_tsv(folder / "scores.tsv", rows)
     for name in ("sl1", "round-1", "autoencoder"):
         losses = [{"step": s + 1, "loss": 1 / (s + 1)} for s in range(100)]
         derivatives.write_tsv(folder / f"{name}_training.tsv", losses)
-    for n in range(count if drawn else 0):
-        reports.subject_page(out, f"{n:04}", card)
+    rng = np.random.default_rng(0)
+    for gain, name in enumerate(CARD["guard"]["standings"]):
+        dices = rng.uniform(0.6, 0.9, 30) + 0.05 * gain
+        copies = [
+            {"copy": n + 1, "score": d, "mirror": d + 0.02, "dice": d} for n, d in enumerate(dices)
+        ]
+        sample = [
+            {"scan": s, "score": d, "mirror": d, "opinion": d - 0.02, "expected": d}
+            for s, d in zip(scans, dices, strict=False)
+        ]
+        derivatives.write_tsv(folder / f"{name}_copies.tsv", copies)
+        derivatives.write_tsv(folder / f"{name}_sample.tsv", sample)
+    if drawn:
+        reports.subject_pages(out, [f"{n:04}" for n in range(count)], card)
     group_report.write(out, folder)
     return scans

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from singlestrip_bids.figures import COLUMNS, OUTLINE, mosaic
+from singlestrip_bids.figures import COLUMNS, OUTLINE, SECOND, mosaic, sheet
 
 
 def ball(shape, sizes, radius, centre=None):
@@ -82,6 +82,41 @@ def test_mask_at_the_edge_of_the_field_of_view_is_closed():
     lines = outlines(drawn.outline)
     assert len(lines) == 3 * COLUMNS
     assert all(area(line) > 100 for line in lines)
+
+
+def test_a_second_mask_is_drawn_where_it_is():
+    shape, sizes = (100, 100, 100), np.ones(3)
+    distance, mask = ball(shape, sizes, 30)
+    drawn = mosaic(100 - distance, mask, sizes, distance < 20)
+    root = ET.fromstring(drawn.rebuilt)
+    filled, line = (node for node in root.iter() if node.get("d"))
+    assert filled.get("fill-rule") == "evenodd"
+    assert filled.get("d").endswith(line.get("d"))
+    second = outlines(drawn.rebuilt.replace(filled.get("d"), "", 1))
+    inner = outlines(f'<svg><path d="{line.get("d")}"/></svg>')
+    middle = min(inner, key=lambda one: abs(one.mean(0) - [350, 50]).sum())
+    assert area(middle) == pytest.approx(np.pi * 20**2, rel=0.06)
+    assert second
+    assert mosaic(100 - distance, mask, sizes).rebuilt is None
+
+
+def test_sheet_shows_both_masks_and_takes_empty_ones():
+    distance, mask = ball((64, 64, 64), np.full(3, 4.0), 70)
+    empty = np.zeros_like(mask)
+    data = (1 - distance / distance.max()).astype(np.float32)
+
+    def colours(*masks):
+        picture = Image.open(io.BytesIO(sheet(data, masks, 4.0))).convert("RGB")
+        red, _, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+        return (red - blue > 60).sum(), (blue - red > 60).sum()
+
+    orange, blue = colours(mask, distance < 50)
+    assert orange > 1000
+    assert 300 < blue < orange
+    assert colours(mask)[1] == 0
+    assert colours(empty, mask)[0] == 0
+    assert colours(empty, empty) == (0, 0)
+    assert (OUTLINE, SECOND) == ("#ffb000", "#56b4e9")  # the page's keys name them
 
 
 def test_pictures_are_small_and_safe():

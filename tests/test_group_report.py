@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from pages import CARD, make
 from PIL import Image
 
-from singlestrip_bids import cli, derivatives, figures, group_report
+from singlestrip_bids import cli, derivatives, figures, group_report, plots
 
 MODEL = Path("code/singlestrip")
 
@@ -23,7 +24,8 @@ def test_whole_app_leaves_a_page_with_its_pictures(trained):
     assert len(re.findall(r'<article class="card"', page)) == 4
     assert len(re.findall(r"<tr data-name", page)) == 3
     pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
-    assert len(pictures) == 4 + 4
+    assert len(pictures) == 5 + 3 + 4  # of the model, of both networks, of the masks
+    assert len(re.findall(r'<a class="opens" href="([^"]+)"', page)) == 3
     assert all((trained / address).is_file() for address in pictures)
     assert "http" not in page
     sizes = {p.stem: Image.open(p).size for p in (trained / "figures").glob("*.[jp][pn]g")}
@@ -51,9 +53,45 @@ def test_traces_of_an_earlier_model_are_left_out(tmp_path):
     group_report.write(tmp_path, folder)
     page = (tmp_path / "group.html").read_text()
     assert "<tr data-name" not in page
-    assert "group_desc-scatter" not in page
+    assert 'id="scatter"' not in page
     assert "sl1, autoencoder." in page
     assert page.count("Another model than that of this folder made this mask") == 5
+
+
+def test_charts_follow_the_tables(tmp_path):
+    make(tmp_path, 4)
+    folder = tmp_path / MODEL
+    charts = {"curves", "guard", "calibration"}
+
+    def drawn():
+        group_report.write(tmp_path, folder)
+        page = (tmp_path / "group.html").read_text()
+        return {name for name in charts if f"group_desc-{name}_model" in page}
+
+    assert drawn() == charts
+    (folder / "sl1_sample.tsv").unlink()
+    assert drawn() == {"curves", "calibration"}
+    (folder / "round-1_copies.tsv").unlink()
+    assert drawn() == {"curves"}
+
+
+def test_points_are_in_the_order_of_their_rows():
+    rows = [
+        {"round": n, "kept": kept, "note": note, "rank": 0.9 - i / 10, "volume_ml": 1000.0 + i}
+        for i, (n, kept, note) in enumerate(
+            [("1", True, ""), ("1", False, ""), ("1", True, ""), ("2", True, ""), ("1", True, "x")]
+        )
+    ]
+    root = ET.fromstring(plots.ranks(rows))
+    groups = {node.get("id"): node for node in root.iter() if "points-" in node.get("id", "")}
+    assert set(groups) == {"points-1-kept", "points-1-not", "points-2-kept", "points-2-not"}
+    places = {
+        name: [float(use.get("x")) for use in node.iter() if use.tag.endswith("use")]
+        for name, node in groups.items()
+    }
+    assert len(places["points-1-kept"]) == 2  # of a single point the path itself is drawn
+    assert places["points-1-kept"] == sorted(places["points-1-kept"])
+    assert len(groups["points-2-not"].findall(".//*[@d]")) <= 1
 
 
 def test_without_a_model_there_are_masks_alone(tmp_path):

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.guard import HARDEST, choose, severity
+from singlestrip_bids.guard import APART, HARDEST, choose, severity
 from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.metrics import dice
+from singlestrip_bids.model import read_table
 from singlestrip_bids.networks import Autoencoder
 from singlestrip_bids.ranking import Guess, rank
 from singlestrip_bids.runtime import Runtime
@@ -93,12 +95,33 @@ def test_an_equal_network_replaces_the_first(stage, sources, pool, autoencoder):
     assert verdict.to_dict()["kept"] == "round-1"
 
 
+def test_what_was_seen_is_kept_in_tables(stage, sources, pool, autoencoder):
+    networks = {"sl1": Bright(0.5), "round-1": Bright(0.3)}
+    verdict = choose(stage, pool, sources, networks, autoencoder)
+    for name, standing in verdict.standings.items():
+        copies = read_table(stage.folder, f"{name}_copies")
+        sample = read_table(stage.folder, f"{name}_sample")
+        assert len(copies) == stage.method.trials
+        assert [row["scan"] for row in sample] == [scan.relative for scan in pool]
+        dices = [float(row["dice"]) for row in copies]
+        assert np.mean(dices) == pytest.approx(standing.copies, abs=1e-4)
+        expected = [float(row["expected"]) for row in sample]
+        assert np.mean(expected) == pytest.approx(standing.pool, abs=1e-4)
+    overlaps = [one.dice for one in verdict.apart]
+    assert len(overlaps) == min(len(pool), APART)
+    assert overlaps == sorted(overlaps)
+    assert overlaps[0] == dice(*verdict.apart[0].masks) < 1
+    assert verdict.to_dict()["apart"][0]["scan"] == verdict.apart[0].scan.relative
+
+
 def test_alone_it_is_not_compared(stage, sources, autoencoder):
     verdict = choose(stage, [], sources, {"sl1": Bright(0.5)}, autoencoder)
     assert verdict.name == "sl1"
     assert verdict.standings["sl1"].pool is None
     assert verdict.standings["sl1"].worth == verdict.standings["sl1"].copies
     assert verdict.reason == "There is no other network."
+    assert verdict.apart == []
+    assert read_table(stage.folder, "sl1_sample") == []
 
 
 def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, autoencoder):

@@ -1,14 +1,16 @@
 """Methods text: every number true, every citation resolved."""
 
 import copy
+import importlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from singlestrip_bids import bibliography, cli, guard, labels, methods
+from singlestrip_bids import bibliography, cli, derivatives, guard, labels, methods
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.reports import Row
 
@@ -62,8 +64,8 @@ def scores(*rounds: int) -> list[dict[str, str]]:
     ]
 
 
-def masks(*expected: float, model: str = "abc") -> list[Row]:
-    fields = [{"ExpectedDice": value, "ModelSHA256": model} for value in expected]
+def masks(*expected: float, model: str = "abc", **more) -> list[Row]:
+    fields = [{"ExpectedDice": value, "ModelSHA256": model, **more} for value in expected]
     return [Row(f"sub-{i}/anat/sub-{i}_T1w.nii.gz", f, {}, ()) for i, f in enumerate(fields)]
 
 
@@ -71,6 +73,23 @@ def changed(**method) -> dict:
     card = copy.deepcopy(CARD)
     card["method"] |= method
     return card
+
+
+def refused() -> dict:
+    """Give the card of a run whose guard kept the first network."""
+    card = copy.deepcopy(CARD)
+    card["guard"] = {
+        "kept": "sl1",
+        "standings": {
+            "sl1": {"copies": 0.81, "pool": 0.82},
+            "round-1": {"copies": 0.73, "pool": 0.7},
+        },
+    }
+    return card | {
+        "network": "sl1.safetensors",
+        "sha256": {"sl1.safetensors": "abc"},
+        "self_trained": False,
+    }
 
 
 def flat(prose: str) -> str:
@@ -82,6 +101,7 @@ RUNS = {
     "paper": (changed(pseudo_labels="network", rounds=3), scores(4, 5, 6), []),
     "full": ({**CARD, "method": PRESETS["full"].to_dict()}, scores(4), masks(0.9)),
     "no pool": ({**changed(), "unlabelled": [], "self_trained": False}, [], masks(0.9)),
+    "refused": (refused(), scores(4), masks(0.9, 0.95)),
 }
 
 
@@ -114,17 +134,24 @@ def test_numbers_of_a_consensus_run():
         "singlestrip-bids 9.8.7",
         "brain mask of one T1w scan was the label; 9 scans (5 T2w, 4 T1w) had no label, "
         "of which one could not be used",
-        "64 × 64 × 64 voxels of 3.73 mm",
+        "64 × 64 × 64 voxels of 3.73 mm, and their intensities scaled from the 0.5th to the 99th",
+        "of 4 levels with instance normalisation and a sub-pixel stem [@subpixel]",
+        "A share of 50 % of them was made from the scan itself",
+        "A pseudo-mask of every usable unlabelled scan was made as the consensus",
+        "mean over 4 copies of the scan",
+        "trained on axial slices of the label for 500 epochs",
+        "In this training 80 % of the images were made from the scans themselves, 80 % of those",
         f"into {labels.INSIDE} and {labels.OUTSIDE} classes",
         "for 1,000 steps with batches of 2 images, by Muon [@muon] at a learning rate of 0.02",
-        "The best 4 of 9",
+        "The best 4 of 8, in proportion",
         "on 60 corrupted copies",
         "(.810 and .830)",
-        f"on up to {guard.SAMPLE} unlabelled scans",
+        "on 8 unlabelled scans",
         "by the Dice overlap to be expected (.820 and .840)",
-        "was not worse and was used",
-        "3 scans (3 T1w) were masked",
-        "median was .950 (range .900 to .970)",
+        "the fine-tuned network was used, since the mean of both was not more than .01 lower",
+        "In all, 3 scans (3 T1w) were masked",
+        "a line fitted to 60 corrupted copies",
+        "median of the 3 estimates was .950 (range .900 to .970)",
         "on 2 CPU threads with Python 3.11.7, PyTorch 2.13.0",
         "random seed was 0",
     ):
@@ -132,25 +159,69 @@ def test_numbers_of_a_consensus_run():
     assert "From the second round" not in prose
 
 
-def test_other_runs_say_other_things():
+def test_numbers_of_a_run_with_the_network_alone():
     paper = flat(methods.text(*RUNS["paper"]))
-    assert "predicted by this network" in paper
-    assert "avants2008" not in paper
-    assert "In round 3 the best 6 of 9" in paper
-    assert "# Masking" not in paper
+    for words in (
+        "unlabelled scan was predicted by this network. The prediction was the mean over 4 copies",
+        "the Dice overlap of both ranked them",
+        "In round 1 the best 4 of 8",
+        "In round 3 the best 6 of 8",
+        "From the second round on, the pseudo-masks were those of the network of the round before",
+        "for 1,000 steps with batches of 2 images in each round",
+    ):
+        assert words in paper, words
+    for absent in ("avants2008", "registration", "# Masking", "consensus"):
+        assert absent not in paper
+
+
+def test_numbers_of_a_run_whose_guard_refused():
+    prose = flat(methods.text(*RUNS["refused"]))
+    for words in (
+        "by the Dice overlap with the truth (.810 and .730)",
+        "to be expected (.820 and .700)",
+        "the first network was used, since the mean of both was more than .01 lower",
+        "In all, 2 scans (2 T1w) were masked",
+        "median of the 2 estimates was .925 (range .900 to .950)",
+    ):
+        assert words in prose, words
+    assert "the fine-tuned network was used" not in prose
+
+
+def test_numbers_of_a_run_without_unlabelled_scans():
+    alone = flat(methods.text(*RUNS["no pool"]))
+    for words in (
+        "The brain mask of one T1w scan was the label; there were no unlabelled scans.",
+        "No self-training took place; the network trained on the label alone was used",
+        "In all, 1 scan (1 T1w) was masked",
+        "a convolutional autoencoder trained on slices of the label [@galati2021]",
+        "The estimate was .900; no second label was used",
+    ):
+        assert words in alone, words
+    for absent in ("avants2008", "registration", "pseudo-mask", "range"):
+        assert absent not in alone
+
+
+def test_odd_scans_are_counted():
+    odd = masks(0.9, 0.8, WorkingVoxelSizeMm=1.9) + masks(0.95, Averaged="of 3 volumes")
+    prose = flat(methods.text(CARD, scores(4), odd))
+    assert "Of one of them, a time series, the mean over time was taken" in prose
+    assert "The heads of two were much wider or narrower than the labelled one" in prose
+    assert "time series" not in flat(methods.text(*RUNS["consensus"]))
+
+
+def test_large_pools_are_sampled():
+    pool = [f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in range(99)]
+    rows = [{"round": "1", "scan": s, "kept": "True", "note": "n/a"} for s in pool]
+    prose = flat(methods.text({**CARD, "unlabelled": pool}, rows, []))
+    assert f"on {guard.SAMPLE} unlabelled scans" in prose
+    assert "The best 99 of 99" in prose
+
+
+def test_other_runs_say_other_things():
     full = flat(methods.text(*RUNS["full"]))
     assert "for 100,000 steps with batches of 1 image, by Adam [@adam]" in full
     assert "subpixel" not in full
     assert "muon" not in full
-    alone = flat(methods.text(*RUNS["no pool"]))
-    assert "there were no unlabelled scans" in alone
-    assert "No self-training took place" in alone
-    assert "1 scan (1 T1w) was masked" in alone
-    refused = copy.deepcopy(CARD)
-    refused["guard"]["kept"] = "sl1"
-    assert "did worse, and the first network was used" in flat(
-        methods.text(refused, scores(4), [])
-    )
     assert "GPU (NVIDIA X)" in methods.text(
         {**CARD, "versions": {**CARD["versions"], "gpu": "NVIDIA X"}}, scores(4), []
     )
@@ -166,14 +237,48 @@ def test_traces_of_an_earlier_model_are_left_out():
 def test_references_are_read_whole():
     known = bibliography.read()
     assert len(known) > 20
-    assert known["unet3d"].short == "Çiçek et al., 2016"
-    assert known["adam"].short == "Kingma and Ba, 2015"
-    assert known["nilearn"].short == "Nilearn contributors"
-    assert "Ga\u00ebl" in known["scikitlearn"].text
-    for reference in known.values():
-        assert not set("{}\\") & set(reference.text)
-        assert ".." not in reference.text
-        assert reference.fields["title"]
+    assert list(bibliography.sources()) == list(known)
+    assert bibliography.short(known["unet3d"]) == "Çiçek et al., 2016"
+    assert bibliography.short(known["adam"]) == "Kingma and Ba, 2015"
+    assert bibliography.short(known["nilearn"]) == "Nilearn contributors"
+    assert bibliography.short(known["pybids"]) == "Yarkoni et al., 2019"
+    for key, entry in known.items():
+        text = bibliography.whole(entry)
+        assert not set("{}\\") & set(text), key
+        assert ".." not in text
+        assert entry.fields["title"]
+        assert "href" in text or key in {"arsigny2006", "pytorch", "scikitlearn"}
+
+
+def pandoc() -> str | None:
+    """Find pandoc: that of the system, or that of the package pypandoc-binary."""
+    if found := shutil.which("pandoc"):
+        return found
+    try:
+        return importlib.import_module("pypandoc").get_pandoc_path()
+    except (ImportError, OSError):
+        return None
+
+
+def test_pandoc_turns_it_into_tex(tmp_path, monkeypatch):
+    found = pandoc()
+    if found is None:
+        pytest.skip("pandoc is not installed (pip install pypandoc-binary)")
+    monkeypatch.setenv("PATH", str(Path(found).parent), prepend=os.pathsep)
+    derivatives.write_json(tmp_path / MODEL / "model.json", CARD)
+    derivatives.write_tsv(tmp_path / MODEL / "scores.tsv", scores(4))
+    methods.write(tmp_path, tmp_path / MODEL)
+    logs = tmp_path / "logs"
+    tex = (logs / "CITATION.tex").read_text(encoding="utf-8")
+    cited = [
+        key for group in re.findall(r"\\cite[pt]?\{([^}]+)\}", tex) for key in group.split(",")
+    ]
+    prose = (logs / "CITATION.md").read_text(encoding="utf-8")
+    assert list(dict.fromkeys(map(str.strip, cited))) == bibliography.keys(prose)
+    assert r"\section{Brain extraction}" in tex
+    assert r"\bibliography{CITATION.bib}" in tex  # beside it: no path of this machine
+    assert "64 × 64 × 64" in tex or r"64 \times 64" in tex
+    assert "[@" not in tex
 
 
 def test_the_app_writes_them_and_writes_them_again(heads, trained, tmp_path):

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singlestrip_bids.config import QualityConfig
+from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import Autoencoder
-from singlestrip_bids.quality import augment, loss_over, onehot, schedule, score, slices
+from singlestrip_bids.quality import (
+    augment,
+    loss_over,
+    onehot,
+    rebuild,
+    schedule,
+    score,
+    slices,
+)
 from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.training import fit
 
@@ -193,3 +202,20 @@ class TestScore:
         assert best > 0.75
         for damaged in (spikes, holes, torn, stray):
             assert score(trained, damaged, CONFIG, CPU) < best - 0.02
+
+
+class TestRebuild:
+    def test_the_score_is_its_overlap_with_the_mask(self, trained):
+        for mask in (ellipsoid(), ellipsoid(axes=(10, 26, 7), centre=(12, 30, 16))):
+            rebuilt = rebuild(trained, mask, CONFIG, CPU)
+            assert rebuilt.shape == mask.shape
+            assert dice(rebuilt, mask) == pytest.approx(score(trained, mask, CONFIG, CPU))
+
+    def test_lies_where_the_mask_lies(self, trained):
+        mask = ellipsoid()
+        rebuilt = rebuild(trained, mask, CONFIG, CPU)
+        centres = [np.argwhere(one).mean(0) for one in (rebuilt, mask)]
+        assert centres[0] == pytest.approx(centres[1], abs=1)
+
+    def test_nothing_stays_nothing(self, trained):
+        assert not rebuild(trained, np.zeros(GRID, bool), CONFIG, CPU).any()

@@ -64,7 +64,13 @@ def autoencoder():
 def test_a_ranking_that_was_stopped_goes_on(stage, pool, autoencoder):
     first, again = Middle(), Middle()
     before = rank(stage, pool[:2], first, autoencoder, "round-1", "key")
-    after = rank(stage, pool, again, autoencoder, "round-1", "key")
+    drawn = []
+
+    def draw(scan, conformed, guess):
+        drawn.append((scan.relative, conformed.data.shape == guess.mask.shape))
+
+    after = rank(stage, pool, again, autoencoder, "round-1", "key", draw=draw)
+    assert drawn == [(scan.relative, True) for scan in pool[2:]]
     assert first.calls == 2
     assert again.calls == len(pool) - 2
     assert after[:2] == before

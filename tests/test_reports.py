@@ -47,13 +47,14 @@ def edit(path: Path, **fields) -> None:
 def test_every_subject_has_a_page_whose_pictures_are_there(trained):
     for subject in ("01", "02", "03", "04"):
         page = Reader(trained / f"sub-{subject}.html")
-        pictures = [a for a in page.addresses if not a.startswith(("#", "data:"))]
-        assert len(pictures) == 3
-        assert all((trained / address).is_file() for address in pictures)
+        files = [a for a in page.addresses if not a.startswith(("#", "data:"))]
+        assert len(files) == 4 + 1  # and the page of the group
+        assert all((trained / address).is_file() for address in files)
         assert {a[1:] for a in page.addresses if a.startswith("#")} <= page.ids
         assert not page.silent
         names = {p.name for p in (trained / f"sub-{subject}/figures").iterdir()}
-        assert len(names) == 4
+        assert {name.split("_")[1] for name in names} >= {f"desc-{d}" for d in reports.PICTURES}
+        assert ("desc-pseudo1" in str(names)) == (subject != "01")
         assert all(re.fullmatch(rf"sub-{subject}_desc-\w+_T[12]w\.(jpg|svg)", n) for n in names)
 
 
@@ -76,6 +77,7 @@ def test_page_tells_the_numbers_of_the_sidecar(trained):
     assert card["versions"]["torch"] in page
     assert card["label"][0]["scan"] in page
     assert "seed 0" in page
+    assert "of the 3 other masks" in page
 
 
 CARD = {"brain_ml": 1500.0, "network": "n", "sha256": {"n": "abc"}}
@@ -160,7 +162,31 @@ def test_reports_only_draws_what_is_on_disk_and_masks_nothing(heads, out, capfd)
         p: data for p, data in masks.items() if p != path
     }
     assert len(list(out.glob("sub-*.html"))) == 4
-    assert len(list(out.glob("sub-*/figures/*"))) == 12
+    assert len(list(out.glob("sub-*/figures/*"))) == 3 * len(reports.PICTURES)
+
+
+def test_without_its_autoencoder_a_mask_is_drawn_without_a_shape_check(heads, out, capfd):
+    shutil.rmtree(out / "sub-02/figures")
+    (out / MODEL / "autoencoder.safetensors").unlink()
+    words = ["participant", "--reports-only", "--participant-label", "02"]
+    assert cli.main([str(heads), str(out), *words]) == 0
+    assert "No reconstruction is drawn" in capfd.readouterr().err
+    assert len(list((out / "sub-02/figures").iterdir())) == len(reports.PICTURES) - 1
+    assert "shape check" not in (out / "sub-02.html").read_text()
+
+
+def test_a_volume_has_its_place_among_the_others():
+    volumes = [1000.0, 1200.0, 1200.0, 1500.0]
+    place = reports.crowd(1200.0, volumes, 1400.0)
+    assert (place["smaller"], place["others"], place["median"]) == (1, 3, 1200)
+    assert place["low"] < 1000 < 1500 < place["high"]
+    assert place["own"] < place["label"]
+    assert max(place["bars"]) == 1
+    highest = place["bars"].index(1)
+    assert highest <= place["own"] * reports.BARS <= highest + 1
+    assert reports.crowd(1200.0, [1200.0], 1400.0) is None
+    assert reports.crowd(None, volumes, 1400.0) is None
+    assert reports.crowd(1200.0, [1200.0, 1200.0], None)["label"] is None
 
 
 def test_jobs_of_two_sessions_leave_one_whole_page(tmp_path):
@@ -173,4 +199,4 @@ def test_jobs_of_two_sessions_leave_one_whole_page(tmp_path):
         )
         reports.subject_page(tmp_path, "01")
         page = (tmp_path / "sub-01.html").read_text()
-        assert page.count("<section") == written
+        assert page.count("<h2>sub-01_ses-") == written
