@@ -19,10 +19,11 @@ from torch import nn
 from . import derivatives, volume
 from .calibration import Calibration, Evidence, line_through, look
 from .config import SynthesisConfig
+from .inference import mask_from
 from .inputs import Scan
 from .metrics import dice
 from .networks import UNet
-from .ranking import masks_of
+from .ranking import masks_of, register
 from .runtime import Progress, check_stop, mix_seed
 from .selection import spread
 from .stage import Stage
@@ -125,13 +126,14 @@ def choose(
     networks : mapping of str to UNet
         One, or the first and the last, in this order.
     """
-    sample = spread(pool, SAMPLE) if len(networks) > 1 else []
+    sample = spread(pool, SAMPLE)
+    opinions = _second_opinions(stage, sample, sources, ranked=len(networks) > 1)
     calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
     for name, network in networks.items():
         calibration, copies = calibrate(stage, sources, network, autoencoder, name)
-        seen = _seen(stage, sample, network, autoencoder, name)
-        judged = [(one.evidence, one.opinion) for one in seen if one.opinion is not None]
-        calibration = calibration.lowered([e for e, _ in judged], [o for _, o in judged])
+        seen = _seen(stage, sample, opinions, network, autoencoder, name)
+        evidence, agreement = [one.evidence for one in seen], [one.opinion for one in seen]
+        calibration = calibration.lowered(evidence, agreement)
         calibrations[name] = calibration
         expected = [calibration.expect(one.evidence)[0] * one.plausible for one in seen]
         standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
@@ -139,7 +141,7 @@ def choose(
         _write_sample(stage, name, sample, seen, expected)
     first, last = next(iter(standings)), next(reversed(standings))
     kept = last if standings[last].worth >= standings[first].worth - TOLERANCE else first
-    apart = _most_apart(sample, *masks) if sample else []
+    apart = _most_apart(sample, *masks) if sample and len(networks) > 1 else []
     verdict = Verdict(kept, calibrations[kept], standings, apart)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
@@ -150,12 +152,12 @@ def choose(
 class _Seen:
     """What is seen of one unlabelled scan's mask.
 
-    ``opinion`` is its Dice with the labelled mask carried over by registration, if there is one.
+    ``opinion`` is its Dice with the labelled mask carried over by registration.
     """
 
     evidence: Evidence
     plausible: bool
-    opinion: float | None
+    opinion: float
     packed: bytes
     shape: tuple[int, ...]
 
@@ -165,20 +167,40 @@ class _Seen:
         return volume.unpack(self.packed, self.shape)
 
 
+def _second_opinions(
+    stage: Stage, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
+) -> list[bytes]:
+    """Carry the label's mask over to each scan, unless that was done to rank it; packed masks."""
+    packed = []
+    with Progress("second opinions", len(sample)) as progress:
+        for scan in sample:
+            check_stop()
+            carried = masks_of(stage, scan, "round-1").get("carried") if ranked else None
+            if carried is None:
+                carried = mask_from(register(stage, stage.conform(scan), sources))
+            packed.append(volume.pack(carried))
+            progress.step(scan.name)
+    return packed
+
+
 def _seen(
-    stage: Stage, sample: Sequence[Scan], network: UNet, autoencoder: nn.Module, name: str
+    stage: Stage,
+    sample: Sequence[Scan],
+    opinions: Sequence[bytes],
+    network: UNet,
+    autoencoder: nn.Module,
+    name: str,
 ) -> list[_Seen]:
     """Mask each scan of the sample."""
     found = []
     with Progress(f"guard: {name}", len(sample)) as progress:
-        for scan in sample:
+        for scan, carried in zip(sample, opinions, strict=True):
             check_stop()
             conformed = stage.conform(scan)
             seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
             share = seen.mask.sum() * stage.frame.voxel_size**3 / 1000 / stage.frame.brain_ml
             plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
-            carried = masks_of(stage, scan, "round-1").get("carried")
-            opinion = None if carried is None else dice(seen.mask, carried)
+            opinion = dice(seen.mask, volume.unpack(carried, seen.mask.shape))
             packed = volume.pack(seen.mask)
             found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
             progress.step(scan.name)

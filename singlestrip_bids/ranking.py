@@ -49,6 +49,13 @@ Guesser = Callable[[Conformed], Guess]
 Drawer = Callable[[Scan, Conformed, Guess], None]
 
 
+def register(stage: Stage, conformed: Conformed, sources: Sequence[Source]) -> NDArray[np.float32]:
+    """Carry the labelled masks over to a scan and average them: (X, Y, Z) in [0, 1]."""
+    image = torch.from_numpy(conformed.data).to(stage.runtime.device)[None, None]
+    carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
+    return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
+
+
 def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
     """Make the function that guesses a scan's mask by the network, by registration or by both.
 
@@ -58,15 +65,10 @@ def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) ->
     def by_network(conformed: Conformed) -> NDArray[np.float32]:
         return predict(network, conformed, stage.runtime, stage.method.copies)
 
-    def by_registration(conformed: Conformed) -> NDArray[np.float32]:
-        image = torch.from_numpy(conformed.data).to(stage.runtime.device)[None, None]
-        carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
-        return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
-
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
             return Guess(mask_from(by_network(conformed)))
-        second = by_registration(conformed)
+        second = register(stage, conformed, sources)
         carried = mask_from(second)
         if way == "registration":
             return Guess(carried, carried)

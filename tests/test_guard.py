@@ -124,6 +124,14 @@ def test_alone_it_is_not_compared(stage, sources, autoencoder):
     assert read_table(stage.folder, "sl1_sample") == []
 
 
+def test_alone_it_has_second_opinions_too(stage, sources, pool, autoencoder):
+    alone = choose(stage, pool, sources, {"sl1": Bright(0.5)}, autoencoder)
+    assert alone.name == "sl1" and alone.apart == []
+    assert 0 <= alone.standings["sl1"].pool < alone.standings["sl1"].copies
+    opinions = [float(row["opinion"]) for row in read_table(stage.folder, "sl1_sample")]
+    assert len(opinions) == len(pool) and all(0 <= opinion <= 1 for opinion in opinions)
+
+
 def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, autoencoder):
     small = replace(stage, frame=replace(stage.frame, brain_ml=1.0))
     networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
