@@ -129,8 +129,8 @@ def draw(
     try:
         rebuilt = shapes.rebuild(image, mask, voxel_size) if shapes and voxel_size else None
         upright, sizes = volume.upright(image.data, image.affine)
-        masks = [m if m is None else volume.upright(m, image.affine)[0] for m in (mask, rebuilt)]
-        pictures = mosaic(upright, masks[0], sizes, masks[1])
+        second = None if rebuilt is None else volume.upright(rebuilt, image.affine)[0]
+        pictures = mosaic(upright, volume.upright(mask, image.affine)[0], sizes, second)
         for desc, path in _places(output_dir, scan.relative).items():
             content = getattr(pictures, desc)
             if content is None:
