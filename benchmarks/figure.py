@@ -68,8 +68,10 @@ class Sheet:
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Point from one step to the next."""
-        look = {"arrowstyle": "-|>", "mutation_scale": 12, "color": SOFT, "lw": 1.6}
-        self.page.add_patch(FancyArrowPatch(start, end, **look))
+        arrow = FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=12, color=SOFT, lw=1.6
+        )
+        self.page.add_patch(arrow)
 
     def picture(
         self,
@@ -124,7 +126,7 @@ def cut(
     """
     ends = np.argwhere(masks[0])
     middle = (ends.min(0) + ends.max(0)) / 2
-    across, up = np.delete(np.arange(3), plane)
+    across, up = (axis for axis in range(3) if axis != plane)
     steps = (np.arange(PIXELS) - (PIXELS - 1) / 2) * SPAN_MM / PIXELS
     places = np.empty((3, PIXELS, PIXELS))
     places[plane] = round(middle[plane])

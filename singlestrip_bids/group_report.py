@@ -194,8 +194,8 @@ def _charts(
     sample = {name: model.read_table(folder, f"{name}_sample") for name in names}
     if len(names) == 2 and all(copies.values()) and all(sample.values()):
         dices = [[float(row["dice"]) for row in copies[name]] for name in names]
-        expected = [[float(row["expected"]) for row in sample[name]] for name in names]
-        charts["guard"] = plots.guard(tuple(names), tuple(dices), tuple(expected))
+        hopes = [[float(row["expected"]) for row in sample[name]] for name in names]
+        charts["guard"] = plots.guard(names, dices, hopes)
     kept = card.get("guard", {}).get("kept")
     if rows := copies.get(kept):
         line = Calibration(**card["calibration"])

@@ -260,8 +260,8 @@ def calibrate(
             evidence.append(seen.evidence)
             truth.append(dice(seen.mask, target))
             progress.step(f"Dice {truth[-1]:.3f}")
-    seen = zip(evidence, truth, strict=True)
-    rows = [{"copy": n, **asdict(e), "dice": t} for n, (e, t) in enumerate(seen, 1)]
+    pairs = zip(evidence, truth, strict=True)
+    rows = [{"copy": n, **asdict(e), "dice": t} for n, (e, t) in enumerate(pairs, 1)]
     derivatives.write_tsv(stage.folder / f"{name}_copies.tsv", rows)
     return line_through(evidence, truth), float(np.mean(truth))
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, for all eyes
 GREY = "#57606a"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "singlestrip-bids",  # equal charts are equal files
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the space text may take
@@ -84,17 +84,17 @@ def group_of(row: Mapping[str, Any]) -> str:
 
 
 def guard(
-    names: tuple[str, str],
-    copies: tuple[Sequence[float], Sequence[float]],
-    sample: tuple[Sequence[float], Sequence[float]],
+    names: Sequence[str],
+    copies: Sequence[Sequence[float]],
+    sample: Sequence[Sequence[float]],
 ) -> bytes:
     """Draw the Dice of two networks against each other: a point above the line is a gain.
 
     Parameters
     ----------
-    names : tuple of str
+    names : sequence of str
         The first network and the last one.
-    copies, sample : tuple of sequence of float
+    copies, sample : sequence of sequence of float
         Of both networks: the Dice of the copies of the labelled scan, and the Dice that is
         expected of unlabelled scans.
     """
@@ -136,7 +136,7 @@ def calibration(
         middles = [middle for middle, *_ in expected]
         panel.plot(middles, truth, "o", color=BLUE, markersize=5, label="copies of the label")
         if len(second):
-            look = {"color": VERMILION, "markersize": 6, "markerfacecolor": "none"}
+            look: Any = {"color": VERMILION, "markersize": 6, "markerfacecolor": "none"}
             panel.plot(*second.T, "D", **look, label="unlabelled scans")
         panel.set(xlabel="expected Dice", ylabel="Dice")
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)

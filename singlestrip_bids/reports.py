@@ -36,6 +36,7 @@ PICTURES = {
     "thumbnail": ".jpg",
 }  # of a mask
 BARS = 32  # of the histogram of volumes
+BLOCK_MM = 2.0  # the reconstruction is coarse: it is drawn in blocks of voxels up to this size
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,12 @@ class Shapes:
         rebuilt = quality.rebuild(
             self.trained.autoencoder, placed.data > 0.5, self.trained.quality, self.runtime
         )
-        return volume.restore(rebuilt.astype(np.float32), placed.affine, image) > 0.5
+        sizes = image.nifti.header.get_zooms()[:3]
+        blocks = tuple(max(int(BLOCK_MM // size), 1) for size in sizes)
+        back = volume.restore(rebuilt.astype(np.float32), placed.affine, image, blocks) > 0.5
+        for axis, count in enumerate(blocks):
+            back = back.repeat(count, axis)
+        return back[tuple(slice(n) for n in mask.shape)]
 
 
 def draw(
@@ -123,8 +129,8 @@ def draw(
     try:
         rebuilt = shapes.rebuild(image, mask, voxel_size) if shapes and voxel_size else None
         upright, sizes = volume.upright(image.data, image.affine)
-        masks = [m if m is None else volume.upright(m, image.affine)[0] for m in (mask, rebuilt)]
-        pictures = mosaic(upright, masks[0], sizes, masks[1])
+        second = None if rebuilt is None else volume.upright(rebuilt, image.affine)[0]
+        pictures = mosaic(upright, volume.upright(mask, image.affine)[0], sizes, second)
         for desc, path in _places(output_dir, scan.relative).items():
             content = getattr(pictures, desc)
             if content is None:

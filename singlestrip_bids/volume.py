@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from nibabel.affines import voxel_sizes
+from nibabel.affines import from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
@@ -353,9 +353,14 @@ def scale_intensity(volume: Conformed) -> Conformed:
     return Conformed(np.where(volume.inside, scaled, np.float32(0)), volume.affine, volume.inside)
 
 
-def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
-    """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``."""
-    return _resample(data, affine, image.data.shape, image.affine)
+def restore(data: NDArray, affine: NDArray, image: Image, blocks: tuple = (1, 1, 1)) -> Array:
+    """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``.
+
+    With ``blocks``, once for each block of so many voxels, at its centre.
+    """
+    shape = tuple(-(-n // step) for n, step in zip(image.data.shape, blocks, strict=True))
+    centres = from_matvec(np.diag(np.array(blocks, float)), (np.array(blocks) - 1) / 2)
+    return _resample(data, affine, shape, image.affine @ centres)
 
 
 def field_of_view(image: Image) -> float:

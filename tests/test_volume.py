@@ -175,6 +175,16 @@ class TestGeometry:
         full = restore(np.ones(placed.data.shape), placed.affine, image)
         np.testing.assert_allclose(full, 1, atol=1e-5)
 
+    def test_blocks_are_sampled_at_their_centres(self):
+        affine = affine_of(axes("PIR"), (1.0, 0.8, 3.0), (5.0, -3.0, 2.0))
+        image = image_of(np.zeros((12, 15, 6)), affine)
+        placed = conform(image.data, affine, 2.0, SIZE, MULTIPLE)
+        slope = indices(placed.data.shape) @ np.array([1.0, -2.0, 3.0])
+        full = restore(slope, placed.affine, image)
+        blocks = restore(slope, placed.affine, image, (2, 3, 1))
+        means = full.reshape(6, 2, 5, 3, 6, 1).mean((1, 3, 5))
+        np.testing.assert_allclose(blocks, means, atol=1e-3)
+
     @pytest.mark.parametrize("thick", [0.5, 1.0, 3.0])
     def test_a_single_slice_is_not_lost(self, thick):
         data = np.arange(400, dtype=np.float32).reshape(20, 20, 1)
