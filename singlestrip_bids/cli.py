@@ -190,7 +190,7 @@ def build_parser() -> Parser:
     masking.add_argument(
         "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
         help="also write: brain = anatomical scans, zero outside the mask; "
-        "probseg = brain probability of every scan",
+        "probseg = brain probability, distance = signed distance to the mask's border in mm",
     )  # fmt: skip
     masking.add_argument(
         "--border-mm", type=_border, metavar="MM",

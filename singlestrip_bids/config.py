@@ -17,7 +17,7 @@ ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi
 Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]
 """Conditions on scans by suffix and entity; see `filters`."""
 
-OUTPUTS = ("brain", "probseg")
+OUTPUTS = ("brain", "probseg", "distance")
 """What the participant level can write beside the masks."""
 
 PSEUDO_LABELS = ("network", "registration", "consensus")

@@ -21,7 +21,6 @@ from singlestrip_bids.volume import (
     extract,
     grid,
     load,
-    move_border,
     restore,
     scale_intensity,
     support,
@@ -331,29 +330,6 @@ class TestToCanonical:
         nifti = nib.Nifti1Image(ramp(4, 5, 6, 3), np.diag([-1.0, 1, 1, 1]))
         image = Image(Path("bold.nii.gz"), ramp(4, 5, 6), nifti, 3)
         assert to_canonical(np.ones((4, 5, 6), bool), image).shape == (4, 5, 6)
-
-
-class TestMoveBorder:
-    def test_ball_on_thick_slices(self):
-        affine = np.diag([1.0, -1.0, 3.0, 1.0])
-        shape = (41, 41, 15)
-        distance = np.linalg.norm(world(shape, affine) - centre_of(shape, affine), axis=-1)
-        ball = distance <= 12
-        grown, shrunk = move_border(ball, affine, 4), move_border(ball, affine, -4)
-        assert grown[distance <= 14.5].all()
-        assert not grown[distance > 16].any()
-        assert shrunk[distance <= 7.5].all()
-        assert not shrunk[distance > 10].any()
-
-    @pytest.mark.parametrize("distance_mm", [0.9, -0.9])
-    def test_less_than_a_voxel_changes_nothing(self, distance_mm):
-        mask = np.random.default_rng(0).random((9, 9, 9)) > 0.5
-        assert np.array_equal(move_border(mask, np.eye(4), distance_mm), mask)
-
-    def test_more_than_the_brain_leaves_nothing(self):
-        mask = np.zeros((9, 9, 9), bool)
-        mask[3:6, 3:6, 3:6] = True
-        assert not move_border(mask, np.eye(4), -5).any()
 
 
 @pytest.mark.parametrize(("slope", "dtype"), [(1.0, np.int16), (0.5, np.float32)])

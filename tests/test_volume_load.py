@@ -184,6 +184,71 @@ class TestLoad:
         np.testing.assert_allclose(load(scan(ramp(4, 5, 6), affine)).affine, affine)
 
 
+class TestDiffusion:
+    """Of a diffusion series, the volumes without weighting."""
+
+    @pytest.fixture
+    def dwi(self, scan):
+        rng = np.random.default_rng(0)
+        return scan(rng.random((4, 5, 6, 4)).astype("f4"), name="sub-01_dwi.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("table", "chosen"),
+        [
+            ("0 1000 5 2000\n", [0, 2]),
+            ("1000\n0\n1000\n1000", [1]),
+            ("\ufeff50 51 51.5 1e3", [0]),
+            ("1000 2000 1000 2000", [0, 1, 2, 3]),
+        ],
+    )
+    def test_mean_of_low_b_values(self, dwi, table, chosen):
+        dwi.with_name("sub-01_dwi.bval").write_text(table)
+        image = load(dwi)
+        data = nib.load(dwi).get_fdata()
+        np.testing.assert_allclose(image.data, data[..., chosen].mean(-1), rtol=1e-5)
+        assert (image.volumes, image.averaged) == (4, len(chosen))
+
+    @pytest.mark.parametrize("table", ["0 1000", "0 0 0 nan", "0 0 0 x", "", "\x00"])
+    def test_a_table_that_does_not_fit(self, dwi, table):
+        path = dwi.with_name("sub-01_dwi.bval")
+        path.write_text(table)
+        with pytest.raises(BadData, match="b-values") as caught:
+            load(dwi)
+        assert str(path) in str(caught.value)
+
+
+class TestTwoForms:
+    @staticmethod
+    def written(tmp_path: Path, shift: float, codes: tuple[int, int]) -> Path:
+        affine = affine_of(axes("LPS"), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+        nifti = nib.Nifti1Image(ramp(4, 5, 6), affine)
+        nifti.set_sform(affine, codes[0])
+        affine[0, 3] += shift
+        nifti.set_qform(affine, codes[1])
+        nib.save(nifti, tmp_path / "x.nii.gz")
+        return tmp_path / "x.nii.gz"
+
+    @pytest.mark.parametrize("codes", [(1, 1), (4, 1), (2, 3)])
+    def test_apart_the_sform_counts_and_it_is_said(self, tmp_path, caplog, codes):
+        image = load(self.written(tmp_path, 7.0, codes))
+        assert image.affine[0, 3] == 4
+        assert "x.nii.gz: its sform and qform are up to 7 mm apart" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("shift", "codes"), [(0.4, (1, 1)), (7.0, (0, 1)), (7.0, (1, 0)), (7.0, (0, 0))]
+    )
+    def test_else_nothing_is_said(self, tmp_path, caplog, shift, codes):
+        load(self.written(tmp_path, shift, codes))
+        assert not caplog.text
+
+    def test_a_qform_that_means_nothing(self, tmp_path):
+        path = self.written(tmp_path, 0, (1, 1))
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        raw[256:268] = np.array([3, 3, 3], "<f4").tobytes()  # no unit quaternion
+        path.write_bytes(gzip.compress(bytes(raw)))
+        assert load(path).affine[0, 3] == 4
+
+
 class TestLoadMask:
     @pytest.fixture
     def image(self, scan):
