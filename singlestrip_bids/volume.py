@@ -103,7 +103,8 @@ def _compare_forms(path: Path, nifti: nib.Nifti1Image) -> None:
     if 0 in (nifti.header["sform_code"], nifti.header["qform_code"]):
         return
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(nifti.shape[:3]) - 1)
-    apart = np.linalg.norm(apply_affine(forms[0] - forms[1], corners), axis=1).max()
+    with np.errstate(all="ignore"):
+        apart = np.linalg.norm(apply_affine(forms[0] - forms[1], corners), axis=1).max()
     if apart > min(voxel_sizes(nifti.affine)) / 2:
         LOG.warning(
             "%s: its sform and qform are up to %.3g mm apart; the sform is used, and the mask "
@@ -132,6 +133,8 @@ def load(path: Path) -> Image:
         data = np.where(finite, data, data[finite].min())
     if data.min() == data.max():
         raise BadData(f"{path}: every voxel is {data.flat[0]:g}; an image without a head.")
+    if ((data == data.min()) | (data == data.max())).all():
+        raise BadData(f"{path}: a mask, it seems: only two values; give the scan itself.")
     affine = np.asarray(nifti.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import listing
 from safetensors.numpy import load_file
 
 from singlestrip_bids import cli
@@ -104,9 +106,28 @@ def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):
         assert card["BrainVolumeMl"] == pytest.approx(volume, abs=0.1)
 
 
-def test_nothing_is_written_into_the_dataset(heads, trained):
-    names = {p.name for p in heads.iterdir()}
-    assert names == {p.name for p in heads.iterdir()} - {"code", "work"}
+def test_nothing_is_written_into_the_dataset(heads, untouched, trained):
+    """By group and participant; and by whatever other tests have run before."""
+    assert listing(heads) == untouched
+
+
+def test_a_read_only_dataset_is_enough(heads, tmp_path):
+    """On a disk that the kernel lets nobody write to: root may write where permissions say no."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare cannot make a namespace to mount the dataset in")
+    app = [sys.executable, "-m", "singlestrip_bids.cli", str(heads), str(tmp_path / "out")]
+    app += ["group", "participant", "--sloppy", "--steps", "2", "--participant-label", "01"]
+    script = (
+        f"mount --bind '{heads}' '{heads}' && mount -o remount,bind,ro '{heads}' || exit 99; "
+        f"touch '{heads}/x' 2>/dev/null && exit 98; exec {shlex.join(app)}"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 99:
+        pytest.skip("bind mounts are not possible here")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("*_mask.nii.gz"))) == 1
 
 
 def test_same_seed_same_model_other_seed_other_model(heads, trained, tmp_path):
@@ -269,6 +290,8 @@ def damage(bids: Path) -> dict[str, str]:
         "nan": (np.full_like(data, np.nan), "not finite"),
         "five": (np.stack([np.stack([data] * 2, -1)] * 2, -1), "5 dimensions"),
         "complex": (data.astype(np.complex64), "complex"),
+        "rgb": (np.zeros(data.shape, [(c, "u1") for c in "RGB"]), "RGB"),
+        "mask": ((data > data.mean()).astype(np.uint8), "a mask, it seems"),
     }
     for name, (array, _) in bad.items():
         path = bids / f"sub-{name}/anat/sub-{name}_T1w.nii.gz"
@@ -277,16 +300,19 @@ def damage(bids: Path) -> dict[str, str]:
     for name, content in (
         ("cut", scan(bids, "02").read_bytes()[:20000]),
         ("text", b"not an image"),
+        ("nothing", b""),
     ):
         path = bids / f"sub-{name}/anat/sub-{name}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    return {name: word for name, (_, word) in bad.items()} | {"cut": "cut", "text": "text"}
+    return {name: word for name, (_, word) in bad.items()} | {
+        name: f"sub-{name}_T1w" for name in ("cut", "text", "nothing")
+    }
 
 
 def test_bad_scans_are_named_and_all_others_done(bids, trained, tmp_path, capfd):
     words = damage(bids)
-    out = tmp_path / "out"
+    before, out = listing(bids), tmp_path / "out"
     code = run(bids, out, "participant", "--model", str(trained / MODEL))
     complaint(capfd, code, 1, f"{len(words)} of {len(words) + 4} scans", *words.values())
     assert len(list(out.rglob("*_mask.nii.gz"))) == 4
@@ -297,6 +323,7 @@ def test_bad_scans_are_named_and_all_others_done(bids, trained, tmp_path, capfd)
     }
     assert {name for name, note in notes.items() if note != "n/a"} == set(words)
     assert (out / MODEL / "model.json").is_file()
+    assert listing(bids) == before
 
 
 def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):

@@ -89,6 +89,7 @@ class TestLoad:
             (np.zeros((4, 5, 6), [(c, "u1") for c in "RGB"]), "RGB"),
             (np.zeros((4, 5, 6), "f4"), "every voxel is 0"),
             (np.full((4, 5, 6), 3, "u1"), "every voxel is 3"),
+            ((ramp(4, 5, 6) > 9).astype("u1"), "a mask, it seems"),
             (np.full((4, 5, 6), np.nan, "f4"), "100 % of the voxels are not finite"),
             (np.where(ramp(4, 5, 6) > 9, np.nan, ramp(4, 5, 6)), "not finite"),
             (np.zeros((4, 5, 6, 3), "f4"), "every voxel is 0"),
