@@ -1,6 +1,6 @@
 """Give the app malformed images and JSON files, and see that it says so as it should.
 
-    python -m benchmarks.fuzz MODEL WORK --images 1200 --labels 400 --files 600 --seed 0
+    python -m benchmarks.fuzz MODEL WORK --images 720 --labels 1000 --files 300 --seed 0
 
 MODEL is the code/singlestrip folder of a group run. Each case follows from the seed and its
 number alone. Images are masked by the participant level, files are read by it. Labels are found
@@ -238,9 +238,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--labels", type=int, default=400)
-    parser.add_argument("--files", type=int, default=600)
+    parser.add_argument("--images", type=int, default=720)
+    parser.add_argument("--labels", type=int, default=1000)
+    parser.add_argument("--files", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     counts: Counter[str] = Counter()

@@ -197,6 +197,10 @@ def build_parser() -> Parser:
         help="also write the mask grown by so many mm, or shrunk if negative",
     )  # fmt: skip
     masking.add_argument(
+        "--qc-threshold", type=_fraction, metavar="DICE",
+        help="name at the end the masks whose expected Dice is lower (default: none)",
+    )  # fmt: skip
+    masking.add_argument(
         "--fmriprep-masks", type=Path, metavar="DIR",
         help="also write masks of T1w scans to this derivative dataset, "
         "for fmriprep --derivatives singlestrip=DIR: one for each subject with one T1w",
@@ -216,6 +220,10 @@ def build_parser() -> Parser:
     how.add_argument(
         "--omp-nthreads", type=positive_int, metavar="N", help="CPU threads (default: all cores)"
     )
+    how.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_int, metavar="N",
+        help="the same, as other BIDS Apps call it: there is one process. The smaller one counts",
+    )  # fmt: skip
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR",
         help="for what an unfinished training needs to go on "
@@ -284,7 +292,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     log = logging.getLogger("singlestrip_bids")
     log_dir, code = None, 0
     try:
-        machine = runtime.start(arguments.device, arguments.omp_nthreads)
+        limits = [n for n in (arguments.omp_nthreads, arguments.nprocs) if n]
+        machine = runtime.start(arguments.device, min(limits, default=None))
         arguments.device, arguments.omp_nthreads = str(machine.device), runtime.threads()
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
@@ -356,6 +365,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         work_dir=arguments.work_dir,
         output=tuple(arguments.output),
         border_mm=arguments.border_mm,
+        qc_threshold=arguments.qc_threshold,
         fmriprep_masks=arguments.fmriprep_masks,
         fmriprep_sessionwise=arguments.fmriprep_sessionwise,
         overwrite=arguments.overwrite,

@@ -212,6 +212,7 @@ class RunConfig:
     work_dir: Path | None = None
     output: tuple[str, ...] = ()
     border_mm: float | None = None
+    qc_threshold: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
     overwrite: bool = False

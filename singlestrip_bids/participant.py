@@ -92,7 +92,21 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
     group_report.write(config.output_dir, trained.folder)
     methods.write(config.output_dir, trained.folder)
+    if config.qc_threshold:
+        _name_doubtful(config.output_dir, scans, config.qc_threshold)
     _complain(failed, scans)
+
+
+def _name_doubtful(output_dir: Path, scans: Sequence[Scan], threshold: float) -> None:
+    """Warn of the masks, made now or before, whose expected Dice is below a threshold."""
+    selection = {scan.relative for scan in scans}
+    rows = [row for row in reports.read_rows(output_dir) if row.scan in selection]
+    dice = {row.scan: row.fields.get("ExpectedDice", 1.0) for row in rows}
+    if low := sorted(scan for scan in dice if dice[scan] < threshold):
+        LOG.warning(
+            "%d of %d masks have an expected Dice below --qc-threshold %g; look at them:\n%s",
+            len(low), len(dice), threshold, "\n".join(f"  {dice[s]:.3f} {s}" for s in low),
+        )  # fmt: skip
 
 
 def remake(config: RunConfig, runtime: Runtime) -> None:

@@ -135,6 +135,8 @@ def load(path: Path) -> Image:
         raise BadData(f"{path}: every voxel is {data.flat[0]:g}; an image without a head.")
     if ((data == data.min()) | (data == data.max())).all():
         raise BadData(f"{path}: a mask, it seems: only two values; give the scan itself.")
+    if (largest := np.abs(data).max()) > 1e30:  # sums of such values overflow
+        data = data / largest
     affine = np.asarray(nifti.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")

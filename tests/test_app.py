@@ -130,11 +130,16 @@ def test_a_read_only_dataset_is_enough(heads, tmp_path):
     assert len(list((tmp_path / "out").rglob("*_mask.nii.gz"))) == 1
 
 
-def test_same_seed_same_model_other_seed_other_model(heads, trained, tmp_path):
-    assert run(heads, tmp_path / "again", "group") == 0
-    assert run(heads, tmp_path / "other", "group", "--random-seed", "7") == 0
-    assert same(weights(trained), weights(tmp_path / "again"))
-    assert not same(weights(trained), weights(tmp_path / "other"))
+def test_the_record_of_a_run_gives_its_model_and_another_seed_another(heads, trained, tmp_path):
+    record = str(min(trained.glob("logs/*/config.json")))
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert cli.main([str(heads), str(again), "group", "--config-file", record]) == 0
+    words = ["--config-file", record, "--random-seed", "7"]
+    assert cli.main([str(heads), str(other), "group", *words]) == 0
+    assert same(weights(trained), weights(again))
+    cards = [json.loads((out / MODEL / "model.json").read_text()) for out in (trained, again)]
+    assert cards[0] == cards[1]
+    assert not same(weights(trained), weights(other))
 
 
 def test_a_finished_stage_is_not_repeated(heads, trained, tmp_path):
@@ -333,6 +338,11 @@ def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):
     path.parent.mkdir()
     series = np.stack([data * gain for gain in (0.5, 1.0, 1.5)], -1)
     nib.Nifti1Image(series, image.affine).to_filename(path)
+    weighted = np.stack([data, np.roll(data, 9, 0), data], -1)
+    path = bids / "sub-02/dwi/sub-02_dwi.nii.gz"
+    path.parent.mkdir()
+    nib.Nifti1Image(weighted, image.affine).to_filename(path)
+    path.with_name("sub-02_dwi.bval").write_text("0 1000 5\n")
     out = tmp_path / "out"
     words = ("--participant-label", "02", "--modalities", "all", "--model", str(trained / MODEL))
     assert run(bids, out, "participant", *words) == 0
@@ -341,6 +351,18 @@ def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):
     assert np.array_equal(np.asarray(masks["func"].dataobj), np.asarray(masks["anat"].dataobj))
     card = json.loads(next((out / "sub-02/func").glob("*mask.json")).read_text())
     assert "mean over time of 3 volumes" in card["Averaged"]
+    assert np.array_equal(np.asarray(masks["dwi"].dataobj), np.asarray(masks["anat"].dataobj))
+    card = json.loads(next((out / "sub-02/dwi").glob("*mask.json")).read_text())
+    assert "2 volumes without diffusion weighting, of 3" in card["Averaged"]
+
+
+def test_doubtful_masks_are_named(heads, trained, tmp_path, capfd):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    for threshold, named in (("1", 4), ("0", 0)):
+        assert run(heads, out, "participant", "--qc-threshold", threshold) == 0
+        said = capfd.readouterr().err
+        assert ("4 of 4 masks have an expected Dice below" in said) == bool(named)
+        assert sum(f"{path.name}" in said for path in heads.glob("sub-*/anat/*.gz")) == named
 
 
 @pytest.mark.parametrize(

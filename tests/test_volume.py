@@ -97,6 +97,13 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, voxel_size: float
     assert overlap > 0.93
 
 
+def sheared(shears: tuple[float, float, float]) -> np.ndarray:
+    """A matrix (3, 3) with ones on its diagonal and columns of length one."""
+    matrix = np.eye(3)
+    matrix[[0, 0, 1], [1, 2, 2]] = shears
+    return matrix / np.linalg.norm(matrix, axis=0)
+
+
 def indices(shape: tuple[int, ...]) -> np.ndarray:
     return np.stack(np.indices(shape), axis=-1)
 
@@ -114,13 +121,17 @@ class TestGeometry:
     @given(
         codes=st.sampled_from(ORIENTATIONS),
         angles=st.tuples(*[st.floats(-44, 44)] * 3),
+        shears=st.tuples(*[st.sampled_from([0.0, 0.0, -0.2, 0.15])] * 3),
         sizes=st.tuples(*[st.floats(0.8, 2.2)] * 3),
         origin=st.tuples(*[st.floats(-150, 150)] * 3),
         voxel_size=st.floats(1.7, 2.6),
         unit=st.sampled_from([1.0, 0.1, 10.0]),
     )
-    def test_oblique_anisotropic_and_tiny(self, codes, angles, sizes, origin, voxel_size, unit):
+    def test_oblique_sheared_anisotropic_and_tiny(
+        self, codes, angles, shears, sizes, origin, voxel_size, unit
+    ):
         turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes(codes)
+        turn = turn @ sheared(shears)
         shape = tuple(round(30 / size) for size in sizes)
         scaled = tuple(unit * size for size in sizes)
         affine = affine_of(turn, scaled, tuple(unit * o for o in origin))
