@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from . import voxels
 from .annex import check_content
+from .axes import SAME_ORDER, reordering, to_ras
 from .errors import BadData
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -169,6 +170,8 @@ def to_canonical(mask: Mask, image: Image) -> nib.Nifti1Image:
 def load_mask(path: Path, image: Image) -> Mask:
     """Read the brain mask of ``image``, anything above one half, on the image's own grid.
 
+    If its axes alone lie otherwise, they are reordered; no voxel is resampled.
+
     Raises
     ------
     BadData
@@ -177,11 +180,15 @@ def load_mask(path: Path, image: Image) -> Mask:
     nifti = _open(path)
     with np.errstate(invalid="ignore"):
         data, *_ = voxels.read(path, nifti)
-    if data.shape != image.data.shape or not np.allclose(nifti.affine, image.affine, atol=1e-2):
+    order = reordering((data.shape, nifti.affine), (image.data.shape, image.affine))
+    if order is None:
         raise BadData(
             f"{path}: a mask on another grid {data.shape} than its scan {image.path} "
             f"{image.data.shape}; resample the mask to the scan."
         )
+    if not np.array_equal(order, SAME_ORDER):
+        LOG.info("%s: its axes are reordered to those of its scan.", path)
+    data = orientations.apply_orientation(data, order)
     mask = data > 0.5
     if not mask.any():
         raise BadData(f"{path}: an empty mask; label the brain in {image.path.name} first.")
@@ -224,18 +231,9 @@ def refuse_stripped(image: Image, brain_ml: float) -> None:
         )
 
 
-def _to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
-    """Reorder and flip axes to the closest of RAS."""
-    ornt = orientations.io_orientation(affine)
-    if np.isnan(ornt).any():
-        raise BadData(f"affine {affine.tolist()}: its axes have no clear directions; mend it.")
-    moved = orientations.apply_orientation(data, ornt)
-    return moved, affine @ orientations.inv_ornt_aff(ornt, data.shape)
-
-
 def upright(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray[np.float64]]:
     """Reorder the axes of (X, Y, Z) to the closest of RAS; also return the voxel sizes in mm."""
-    moved, placed = _to_ras(data, affine)
+    moved, placed = to_ras(data, affine)
     return moved, voxel_sizes(placed)
 
 
@@ -304,7 +302,7 @@ def conform(
     size, multiple : int
         Least size of the grid and what its size is a multiple of, in voxels.
     """
-    data, affine = _to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
+    data, affine = to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
     shape, placed = grid(data.shape, affine, voxel_size, size, multiple)
     centres = [np.arange(n) for n in shape]
     matrix = np.linalg.inv(affine) @ placed

@@ -27,6 +27,7 @@ ORDER = [
     "runtime",
     "metrics",
     "voxels",
+    "axes",
     "volume",
     "border",
     "labels",

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import affine_of, axes, ramp
+from scipy.spatial.transform import Rotation
 
 from singlestrip_bids.errors import BadData
 from singlestrip_bids.volume import load, load_mask
@@ -262,6 +263,21 @@ class TestLoadMask:
         assert mask.dtype == bool
         assert np.argwhere(mask).tolist() == [[1, 1, 1], [1, 1, 2], [1, 1, 3]]
 
+    @pytest.mark.parametrize("codes", ["LAS", "PIR", "ASL", "IRP", "RAS"])
+    @pytest.mark.parametrize("own", ["RAS", "LPI", "SAR"])
+    def test_axes_in_another_order(self, scan, caplog, own, codes):
+        turn = Rotation.from_euler("xyz", (9, -12, 20), degrees=True).as_matrix()
+        affine = affine_of(turn @ axes(own), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+        image = load(scan(ramp(4, 5, 6), affine, "scan.nii.gz"))
+        expected = np.random.default_rng(0).random((4, 5, 6)) > 0.5
+        stored = nib.Nifti1Image(expected.astype(np.uint8), affine)
+        ornts = [nib.orientations.axcodes2ornt(c) for c in (own, codes)]
+        moved = stored.as_reoriented(nib.orientations.ornt_transform(*ornts))
+        with caplog.at_level(logging.INFO):
+            mask = load_mask(scan(np.asarray(moved.dataobj), moved.affine), image)
+        np.testing.assert_array_equal(mask, expected)
+        assert ("its axes are reordered" in caplog.text) == (own != codes)
+
     def test_trailing_singleton(self, scan, image):
         data = np.zeros((4, 5, 6, 1), np.uint8)
         data[1, 1, 1] = 1
@@ -272,6 +288,7 @@ class TestLoadMask:
         [
             (np.ones((4, 5, 7), "u1"), None, "another grid"),
             (np.eye(4, 5)[..., None].repeat(6, 2), np.diag([2.0, 2.0, 3.5, 1.0]), "another grid"),
+            (np.ones((4, 5, 6), "u1"), np.diag([2.0, -2.0, 3.0, 1.0]), "another grid"),
             (np.zeros((4, 5, 6), "u1"), None, "empty"),
             (np.full((4, 5, 6), np.nan, "f4"), None, "empty"),
             (np.ones((4, 5, 6), "u1"), None, "fills"),
