@@ -39,16 +39,15 @@ def compare(source: Path, model: Path, work: Path, jobs: int) -> dict[str, int |
     """Run the array, then one process, and count what is not as it should be."""
     bids, out = work / "array", work / "out"
     subjects = write_dataset(bids, source, jobs)
-    options = ("--model", str(model))
+    words = ["participant", "--model", str(model)]
     began = time.monotonic()
     started = [
-        kills.start(kills.command(bids, out, ["participant"], *options, "--participant-label", s))
-        for s in subjects
+        kills.start(kills.command(bids, out, [*words, "--participant-label", s])) for s in subjects
     ]
     for job in started:
         job.join()
     seconds = time.monotonic() - began
-    kills.run(kills.command(bids, work / "one", ["participant"], *options))
+    kills.run(kills.command(bids, work / "one", words))
     ours, expected = kills.results(out), kills.results(work / "one")
     return {
         "jobs": jobs,

@@ -1,6 +1,6 @@
 """Kill the app with SIGKILL at random moments, run it again, and look for half files.
 
-    python -m benchmarks.kills DATASET OUT --moments 20 --seed 0
+    python -m benchmarks.kills DATASET OUT --moments 20 --seed 0 [OPTIONS OF THE APP]
 
 After each kill every file under a final name must be whole. Then the same command must complete,
 and come to the networks and masks of a run that was never killed, byte by byte. The table goes to
@@ -33,9 +33,9 @@ from singlestrip_bids import cli
 HIDDEN = ".tmp"  # ending of a file that is not yet under its final name
 
 
-def command(bids: Path, out: Path, levels: Sequence[str], *options: str) -> list[str]:
+def command(bids: Path, out: Path, words: Sequence[str]) -> list[str]:
     """Return the words of a quick run of the app."""
-    return [str(bids), str(out), *levels, "--sloppy", *options]
+    return [str(bids), str(out), *words, "--sloppy"]
 
 
 def start(words: Sequence[str]) -> BaseProcess:
@@ -99,9 +99,18 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 def rounds(
-    bids: Path, folder: Path, level: str, model: Path, moments: int, draw: random.Random
+    bids: Path, folder: Path, words: Sequence[str], moments: int, draw: random.Random
 ) -> Iterator[tuple[float, int, int, int | None, bool]]:
     """Kill a level at random moments, each time from the start, and run it to its end.
+
+    Parameters
+    ----------
+    bids, folder
+        The dataset, and where to write.
+    words
+        The level and its options.
+    moments, draw
+        How many, and what draws them.
 
     Yields
     ------
@@ -109,20 +118,19 @@ def rounds(
         Of each kill: when, and what it left; how the restart ended, and whether its results are
         those of a run that was never killed.
     """
-    options = ["--model", str(model)] if level == "participant" else []
-    code, seconds = run(command(bids, folder / "straight", [level], *options))
+    code, seconds = run(command(bids, folder / "straight", words))
     if code:
-        raise SystemExit(f"{level} does not run by itself: {code}")
+        raise SystemExit(f"{words} does not run by itself: {code}")
     expected = results(folder / "straight")
     out = folder / "killed"
-    words = command(bids, out, [level], *options)
+    again = command(bids, out, words)
     while moments:
         shutil.rmtree(out, ignore_errors=True)
         moment = draw.uniform(0, seconds)
-        if run(words, moment)[0] == 0:
+        if run(again, moment)[0] == 0:
             continue  # it was faster this time
         left = len(half_files(out)), len(leftovers(out))
-        code, _ = run(words)
+        code, _ = run(again)
         yield moment, *left, code, results(out) == expected and not half_files(out)
         moments -= 1
 
@@ -136,15 +144,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--levels", nargs="+", choices=cli.LEVELS, default=cli.LEVELS)
     parser.add_argument("--model", type=Path, help="for participant (default: that of group)")
-    a = parser.parse_args()
+    a, options = parser.parse_known_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shutil.rmtree(a.out, ignore_errors=True)
     print("level\tseconds\thalf_files\thidden_files\tcode_of_restart\tsame_results")
     failures = 0
     for level in a.levels:
-        model = a.model or a.out / "group/straight/code/singlestrip"
-        draw = random.Random(f"{level} {a.seed}")
-        for row in rounds(a.dataset, a.out / level, level, model, a.moments, draw):
+        words, draw = [level, *options], random.Random(f"{level} {a.seed}")
+        if level == "participant":
+            words += ["--model", str(a.model or a.out / "group/straight/code/singlestrip")]
+        for row in rounds(a.dataset, a.out / level, words, a.moments, draw):
             seconds, half, hidden, code, same = row
             print(level, f"{seconds:.1f}", half, hidden, code, same, sep="\t", flush=True)
             failures += bool(half or code or not same)

@@ -74,8 +74,8 @@ def test_from_a_file_to_a_mask_in_a_file(file, voxel_size, zipped):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"scan.nii{'.gz' if zipped else ''}"
         nib.save(nifti, path)
-        if np.ptp(nib.load(path).get_fdata()[head]) == 0:
-            return  # a head of one voxel
+        if len(np.unique(nib.load(path).get_fdata()[head])) < 3:
+            return  # a head of one or two voxels is a mask, it seems
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             image = load(path)

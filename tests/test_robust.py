@@ -25,8 +25,8 @@ def masks(out: Path) -> dict[str, bytes]:
 def test_several_jobs_write_the_same_scans_to_one_folder(heads, trained, tmp_path):
     """Worse than an array of jobs, where each has its own subjects: all write all masks."""
     out = tmp_path / "out"
-    words = kills.command(heads, out, ["participant"], "--model", str(trained / MODEL))
-    together = [kills.start([*words, "--overwrite"]) for _ in range(3)]
+    words = ["participant", "--model", str(trained / MODEL), "--overwrite"]
+    together = [kills.start(kills.command(heads, out, words)) for _ in range(3)]
     for job in together:
         job.join()
     assert [job.exitcode for job in together] == [0, 0, 0]
@@ -58,7 +58,9 @@ def test_an_array_of_jobs(heads, trained, tmp_path):
 def test_killed_at_a_random_moment(heads, trained, tmp_path, level):
     """The longer run of this is benchmarks.kills."""
     draw = random.Random(4)
-    (row,) = kills.rounds(heads, tmp_path, level, trained / MODEL, 1, draw)
+    words = [level, "--participant-label", "01", "02"]
+    words += ["--model", str(trained / MODEL)] if level == "participant" else ["--steps", "5"]
+    (row,) = kills.rounds(heads, tmp_path, words, 1, draw)
     moment, half, _, code, same = row
     assert moment > 0
     assert (half, code, same) == (0, 0, True)
