@@ -25,6 +25,7 @@ def to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
     return moved, affine @ orientations.inv_ornt_aff(ornt, data.shape)
 
 
+@np.errstate(all="ignore")  # broken affines
 def reordering(one: Grid, other: Grid) -> NDArray | None:
     """Find how to reorder and flip the axes of a grid so that it is another.
 
@@ -38,7 +39,7 @@ def reordering(one: Grid, other: Grid) -> NDArray | None:
     ndarray or None
         As of `nibabel.orientations` (3, 2); None where the grids are not the same.
     """
-    if not np.isfinite([one[1], other[1]]).all():
+    if min(one[0]) < 1 or not np.isfinite([one[1], other[1]]).all():
         return None
     if _coincide(one, other):
         return SAME_ORDER
@@ -54,6 +55,5 @@ def reordering(one: Grid, other: Grid) -> NDArray | None:
 def _coincide(one: Grid, other: Grid) -> bool:
     """Tell whether all corner voxels of two grids lie at the same places."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(one[0]) - 1)
-    with np.errstate(all="ignore"):  # broken affines
-        apart = np.abs(apply_affine(one[1] - other[1], corners)).max()
+    apart = np.abs(apply_affine(one[1] - other[1], corners)).max()
     return one[0] == other[0] and bool(apart <= TOLERANCE_MM)

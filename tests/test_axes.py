@@ -72,3 +72,4 @@ def test_another_shape():
     affine = grid("LPS").affine
     assert reordering(((4, 5, 7), affine), (SHAPE, affine)) is None
     assert reordering(((6, 5, 4), affine), (SHAPE, affine)) is None
+    assert reordering(((4, -5, 6), affine), (SHAPE, affine)) is None
