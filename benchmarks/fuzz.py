@@ -1,11 +1,12 @@
 """Give the app malformed images and JSON files, and see that it says so as it should.
 
-    python -m benchmarks.fuzz MODEL WORK --images 2000 --files 500 --seed 0
+    python -m benchmarks.fuzz MODEL WORK --images 720 --labels 1000 --files 300 --seed 0
 
 MODEL is the code/singlestrip folder of a group run. Each case follows from the seed and its
-number alone. A case is a fault if the app shows a traceback, ends with a code that is not in
-its table, meets an error that nobody foresaw, or leaves a hidden file or a half one. Counts and
-faults go to standard output.
+number alone. Images are masked by the participant level, files are read by it. Labels are found
+and read by the functions with which the group level begins; it is not trained. A case is a fault
+if the app shows a traceback, ends with a code that is not in its table, meets an error that
+nobody foresaw, or leaves a hidden file or a half one. Counts and faults go to standard output.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import shutil
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ import numpy as np
 
 from benchmarks.kills import half_files, leftovers
 from singlestrip_bids import cli
+from singlestrip_bids.errors import SingleStripError
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.labelled import find_label
+from singlestrip_bids.volume import load, load_mask
 
 CODES = {0, 1, 16, 17, 18, 64, 65, 66, 73, 74, 75}
 UNFORESEEN = re.compile(r"(\.nii|\.gz|report it): \w+\(")  # a raw exception
@@ -53,8 +59,8 @@ def malformed_image(draw: random.Random) -> tuple[str, bytes]:
     data = bytearray(head())
     for _ in range(draw.choice((1, 1, 2, 8))):
         kind = draw.randrange(6)
-        if kind == 0:  # any byte of the header
-            data[draw.randrange(348)] = draw.randrange(256)
+        if kind == 0:  # any byte of the header, or of the flag of its extensions
+            data[draw.randrange(min(352, len(data)))] = draw.randrange(256)
         elif kind == 1:  # dimensions
             place, value = 40 + 2 * draw.randrange(8), draw.choice((-1, 0, 1, 32767))
             struct.pack_into("<h", data, place, value)
@@ -153,29 +159,77 @@ def fuzz_images(model: Path, work: Path, count: int, seed: int) -> Iterator[tupl
         yield "run over images", [f"images {first} to {numbers[-1]}: {text}" for text in wrong]
 
 
+def fuzz_labels(work: Path, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Find and read a label that is malformed, or whose sidecar is."""
+    bids = work / "labelled"
+    stem = bids / "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask"
+    link = "bids:raw:sub-01/anat/sub-01_T1w.nii"
+    good = {"Type": "Brain", "SpatialReference": link, "Sources": [link]}
+    for number in range(count):
+        draw = random.Random(f"label {seed} {number}")
+        dataset(bids, {"01": (".nii", head())})
+        stem.parent.mkdir(parents=True)
+        what = draw.choice(("mask", "its sidecar"))
+        ending, content = malformed_image(draw) if what == "mask" else (".nii", head())
+        stem.with_name(stem.name + ending).write_bytes(content)
+        if what == "its sidecar":
+            stem.with_name(stem.name + ".json").write_bytes(malformed_json(draw, good))
+        end, wrong = "taken", []
+        try:
+            for label in find_label(bids, find_scans(bids)):
+                load_mask(label.mask, load(label.scan.path))
+        except SingleStripError as error:
+            end = f"refused, code {error.exit_code}"
+            wrong = [] if str(bids) in str(error) else [f"names no file: {error}"]
+        except Exception as error:
+            wrong = [repr(error)]
+        yield f"label, {what}: {end}", [f"label {number}: {text}" for text in wrong]
+
+
 def fuzz_files(model: Path, work: Path, count: int, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """Run the app with a malformed description, filter, record or card."""
+    """Run the app with a malformed description, filter, record, card, or sidecar of its own."""
     bids, out, case = work / "bids", work / "out", work / "case.json"
-    card = json.loads((model / "model.json").read_text())
-    options = vars(cli.parse([str(bids), str(out), "participant"])) | {"steps": 3}
-    record = {"options": cli.options_of(argparse.Namespace(**options))}
-    conditions = {"t1w": {"run": [1, "02"], "acquisition": None, "session": "*"}}
-    kinds: dict[str, tuple[Any, Callable[[], list[object]]]] = {
-        "filter": (conditions, lambda: ["--bids-filter-file", case, "--model", model]),
-        "record": (record, lambda: ["--config-file", case, "--model", model]),
-        "card": (card, lambda: ["--model", work / "model"]),
-        "description": ({"Name": "x", "BIDSVersion": "1"}, lambda: ["--model", model]),
-    }
     copy = Path(shutil.copytree(model, work / "model", dirs_exist_ok=True))
+    for table in copy.glob("*.tsv"):  # nobody needs the group's page drawn for every case
+        table.unlink()
+    shutil.rmtree(work / "done", ignore_errors=True)
+    dataset(bids, {"01": (".nii", head())})
+    run(bids, work / "done", "participant", "--model", copy)
+    sidecar = Path("sub-01/anat/sub-01_desc-brain_mask.json")
+    options = vars(cli.parse([str(bids), str(out), "participant"])) | {"steps": 3}
+    goods: dict[str, tuple[Any, Path, list[object]]] = {
+        "filter": (
+            {"t1w": {"run": [1, "02"], "acquisition": None, "session": "*"}},
+            case,
+            ["--bids-filter-file", case],
+        ),
+        "record": (
+            {"options": cli.options_of(argparse.Namespace(**options))},
+            case,
+            ["--config-file", case],
+        ),
+        "card": (json.loads((copy / "model.json").read_text()), copy / "model.json", []),
+        "description": (
+            {"Name": "x", "BIDSVersion": "1"},
+            bids / "dataset_description.json",
+            [],
+        ),
+    }
+    if (work / "done" / sidecar).is_file():  # a model may see no brain in a ball
+        goods["sidecar"] = (json.loads((work / "done" / sidecar).read_text()), out / sidecar, [])
     for number in range(count):
         draw = random.Random(f"file {seed} {number}")
-        kind = draw.choice(list(kinds))
-        good, words = kinds[kind]
+        kind = draw.choice(list(goods))
+        good, place, words = goods[kind]
         dataset(bids, {"01": (".nii", head())})
         shutil.rmtree(out, ignore_errors=True)
-        place = {"card": copy / "model.json", "description": bids / "dataset_description.json"}
-        place.get(kind, case).write_bytes(malformed_json(draw, good))
-        code, said = run(bids, out, "participant", *words(), "--device", "cpu")
+        if kind == "sidecar":
+            shutil.copytree(work / "done", out)
+        whole = place.read_bytes() if kind == "card" else b""
+        place.write_bytes(malformed_json(draw, good))
+        code, said = run(bids, out, "participant", "--model", copy, *words, "--device", "cpu")
+        if whole:
+            place.write_bytes(whole)
         wrong = faults(code, said, out)
         yield f"{kind}, code {code}", [f"file {number} ({kind}): {text}" for text in wrong]
 
@@ -185,23 +239,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--images", type=int, default=720)
+    parser.add_argument("--labels", type=int, default=1000)
+    parser.add_argument("--files", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     counts: Counter[str] = Counter()
-    number = 0
-    for cases in (fuzz_images(a.model, a.work, a.images, a.seed),
-                  fuzz_files(a.model, a.work, a.files, a.seed)):  # fmt: skip
-        for kind, wrong in cases:
+    try:
+        for kind, wrong in chain(
+            fuzz_labels(a.work, a.labels, a.seed),
+            fuzz_files(a.model, a.work, a.files, a.seed),
+            fuzz_images(a.model, a.work, a.images, a.seed),
+        ):
             counts[kind] += 1
-            number += len(wrong)
+            counts["faults"] += len(wrong)
             for text in wrong:
                 print(f"FAULT {text}", flush=True)
-    for kind, count in sorted(counts.items()):
-        print(f"{kind}\t{count}")
-    print(f"faults\t{number}")
-    return min(number, 1)
+    finally:  # also when it is interrupted
+        for kind, count in sorted(counts.items()):
+            print(f"{kind}\t{count}")
+    return min(counts["faults"], 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Kill the app with SIGKILL at random moments, run it again, and look for half files.
 
-    python -m benchmarks.kills DATASET OUT --moments 20 --seed 0
+    python -m benchmarks.kills DATASET OUT --moments 20 --seed 0 [OPTIONS OF THE APP]
 
-After each kill every file under a final name must be whole; in the end the same command must
-complete. The table goes to standard output.
+After each kill every file under a final name must be whole. Then the same command must complete,
+and come to the networks and masks of a run that was never killed, byte by byte. The table goes to
+standard output. Processes are forked from one that has imported the app, so that the moments lie
+in its work and not in its imports.
 """
 
 from __future__ import annotations
@@ -12,39 +14,52 @@ import argparse
 import csv
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from safetensors.numpy import load_file
 
+from singlestrip_bids import cli
+
 HIDDEN = ".tmp"  # ending of a file that is not yet under its final name
 
 
-def command(bids: Path, out: Path, levels: Sequence[str], *options: str) -> list[str]:
-    """Return a quick run of the app as a command."""
-    app = [sys.executable, "-m", "singlestrip_bids.cli"]
-    return [*app, str(bids), str(out), *levels, "--sloppy", *options]
+def command(bids: Path, out: Path, words: Sequence[str]) -> list[str]:
+    """Return the words of a quick run of the app."""
+    return [str(bids), str(out), *words, "--sloppy"]
 
 
-def run(words: Sequence[str], kill_after: float | None = None) -> tuple[int, float]:
-    """Run a command, kill it after so many seconds if it still runs; return code and seconds."""
+def start(words: Sequence[str]) -> BaseProcess:
+    """Start the app in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"singlestrip_bids.{name}" for name in ("cli", *cli.LEVELS)])
+    process = context.Process(target=_app, args=(list(words),))
+    process.start()
+    return process
+
+
+def _app(words: list[str]) -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
+    sys.exit(cli.main(words))
+
+
+def run(words: Sequence[str], kill_after: float | None = None) -> tuple[int | None, float]:
+    """Run the app, kill it after so many seconds if it still runs; return code and seconds."""
     began = time.monotonic()
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
-        try:
-            process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        code = process.wait()
-    return code, time.monotonic() - began
+    process = start(words)
+    process.join(kill_after)
+    process.kill()
+    process.join()
+    return process.exitcode, time.monotonic() - began
 
 
 def half_files(out: Path) -> list[str]:
@@ -76,57 +91,73 @@ def _whole(path: Path) -> bool:
         return False
 
 
+def results(out: Path) -> dict[str, bytes]:
+    """Read the networks and masks of a run."""
+    paths = [path for end in ("*.safetensors", "*.nii.gz") for path in out.rglob(end)]
+    kept = [path.relative_to(out) for path in paths if "work" not in path.parts]
+    return {str(path): (out / path).read_bytes() for path in kept}
+
+
 def rounds(
-    bids: Path, folder: Path, level: str, moments: int, draw: random.Random
-) -> Iterator[tuple[float, int, int, int]]:
-    """Kill a level at random moments, then run it to its end.
+    bids: Path, folder: Path, words: Sequence[str], moments: int, draw: random.Random
+) -> Iterator[tuple[float, int, int, int | None, bool]]:
+    """Kill a level at random moments, each time from the start, and run it to its end.
+
+    Parameters
+    ----------
+    bids, folder
+        The dataset, and where to write.
+    words
+        The level and its options.
+    moments, draw
+        How many, and what draws them.
 
     Yields
     ------
-    seconds, code, half files, hidden files
-        Of each run; the last one is not killed.
+    seconds, half files, hidden files, code, same
+        Of each kill: when, and what it left; how the restart ended, and whether its results are
+        those of a run that was never killed.
     """
-    code, seconds = run(command(bids, folder / "straight", [level]))
+    code, seconds = run(command(bids, folder / "straight", words))
     if code:
-        raise SystemExit(f"{level} does not run by itself: {code}")
+        raise SystemExit(f"{words} does not run by itself: {code}")
+    expected = results(folder / "straight")
     out = folder / "killed"
-    words = command(bids, out, [level])
-    for _ in range(moments):
-        if level == "participant":  # nothing is left to do for the next one otherwise
-            for masks in out.glob("sub-*"):
-                shutil.rmtree(masks)
-        elif (out / "code/singlestrip/model.json").exists():
-            shutil.rmtree(out)
+    again = command(bids, out, words)
+    while moments:
+        shutil.rmtree(out, ignore_errors=True)
         moment = draw.uniform(0, seconds)
-        code, _ = run(words, moment)
-        yield moment, code, len(half_files(out)), len(leftovers(out))
-    code, last = run(words)
-    yield last, code, len(half_files(out)), len(leftovers(out))
+        if run(again, moment)[0] == 0:
+            continue  # it was faster this time
+        left = len(half_files(out)), len(leftovers(out))
+        code, _ = run(again)
+        yield moment, *left, code, results(out) == expected and not half_files(out)
+        moments -= 1
 
 
 def main() -> int:
-    """Kill each level half of the times and print one row a run."""
+    """Kill each level and print one row a kill."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path, help="folder that is removed first")
-    parser.add_argument("--moments", type=int, default=20)
+    parser.add_argument("--moments", type=int, default=20, help="of each level")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--levels", nargs="+", default=["group", "participant"])
-    arguments = parser.parse_args()
-    draw = random.Random(arguments.seed)
+    parser.add_argument("--levels", nargs="+", choices=cli.LEVELS, default=cli.LEVELS)
+    parser.add_argument("--model", type=Path, help="for participant (default: that of group)")
+    a, options = parser.parse_known_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    shutil.rmtree(arguments.out, ignore_errors=True)
-    print("level\tseconds\tcode\thalf_files\thidden_files")
+    shutil.rmtree(a.out, ignore_errors=True)
+    print("level\tseconds\thalf_files\thidden_files\tcode_of_restart\tsame_results")
     failures = 0
-    for level in arguments.levels:
-        moments = arguments.moments // len(arguments.levels)
-        code = 0
-        for row in rounds(arguments.dataset, arguments.out, level, moments, draw):
-            seconds, code, half, hidden = row
-            print(level, f"{seconds:.1f}", code, half, hidden, sep="\t", flush=True)
-            failures += half
-        failures += bool(code)
-    return failures
+    for level in a.levels:
+        words, draw = [level, *options], random.Random(f"{level} {a.seed}")
+        if level == "participant":
+            words += ["--model", str(a.model or a.out / "group/straight/code/singlestrip")]
+        for row in rounds(a.dataset, a.out / level, words, a.moments, draw):
+            seconds, half, hidden, code, same = row
+            print(level, f"{seconds:.1f}", half, hidden, code, same, sep="\t", flush=True)
+            failures += bool(half or code or not same)
+    return min(failures, 1)
 
 
 if __name__ == "__main__":

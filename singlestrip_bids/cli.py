@@ -195,11 +195,15 @@ def build_parser() -> Parser:
     masking.add_argument(
         "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
         help="also write: brain = anatomical scans, zero outside the mask; "
-        "probseg = brain probability of every scan",
+        "probseg = brain probability, distance = signed distance to the mask's border in mm",
     )  # fmt: skip
     masking.add_argument(
         "--border-mm", type=_border, metavar="MM",
         help="also write the mask grown by so many mm, or shrunk if negative",
+    )  # fmt: skip
+    masking.add_argument(
+        "--qc-threshold", type=_fraction, metavar="DICE",
+        help="name at the end the masks whose expected Dice is lower (default: none)",
     )  # fmt: skip
     masking.add_argument(
         "--fmriprep-masks", type=Path, metavar="DIR",
@@ -221,6 +225,10 @@ def build_parser() -> Parser:
     how.add_argument(
         "--omp-nthreads", type=positive_int, metavar="N", help="CPU threads (default: all cores)"
     )
+    how.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_int, metavar="N",
+        help="the same, as other BIDS Apps call it: there is one process. The smaller one counts",
+    )  # fmt: skip
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR",
         help="for what an unfinished training needs to go on "
@@ -291,7 +299,8 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     log = logging.getLogger("singlestrip_bids")
     log_dir, code = None, 0
     try:
-        machine = runtime.start(arguments.device, arguments.omp_nthreads)
+        limits = [n for n in (arguments.omp_nthreads, arguments.nprocs) if n]
+        machine = runtime.start(arguments.device, min(limits, default=None))
         arguments.device, arguments.omp_nthreads = str(machine.device), runtime.threads()
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
@@ -365,6 +374,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         work_dir=arguments.work_dir,
         output=tuple(arguments.output),
         border_mm=arguments.border_mm,
+        qc_threshold=arguments.qc_threshold,
         fmriprep_masks=arguments.fmriprep_masks,
         fmriprep_sessionwise=arguments.fmriprep_sessionwise,
         overwrite=arguments.overwrite,

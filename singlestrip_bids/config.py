@@ -17,7 +17,7 @@ ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi
 Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]
 """Conditions on scans by suffix and entity; see `filters`."""
 
-OUTPUTS = ("brain", "probseg")
+OUTPUTS = ("brain", "probseg", "distance")
 """What the participant level can write beside the masks."""
 
 PSEUDO_LABELS = ("network", "registration", "consensus")
@@ -212,6 +212,7 @@ class RunConfig:
     work_dir: Path | None = None
     output: tuple[str, ...] = ()
     border_mm: float | None = None
+    qc_threshold: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
     overwrite: bool = False

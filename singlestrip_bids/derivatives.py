@@ -34,7 +34,8 @@ BIDS_VERSION = "1.10.0"
 RAW = "raw"
 """Name of the input dataset in `DatasetLinks` and so in every BIDS URI."""
 
-BIDSIGNORE = "*.html\nlogs\nlog\nfigures\nperf\n"  # BIDS has no rule for masks in perf yet
+# BIDS has no suffix for maps of distances, and no rule for masks in perf yet
+BIDSIGNORE = "*.html\nlogs\nlog\nfigures\n*_distance.*\nperf\n"
 README = """\
 # Brain masks by singlestrip-bids
 
@@ -80,6 +81,11 @@ def mask_path(output_dir: Path, scan: Scan, border_mm: float | None = None) -> P
 def probability_path(output_dir: Path, scan: Scan) -> Path:
     """Return where the brain probability of a scan goes; named as its mask is."""
     return _derivative(output_dir, scan, "label-brain_probseg", scan.mask_space)
+
+
+def distance_path(output_dir: Path, scan: Scan) -> Path:
+    """Return where the signed distance to a brain's border goes; named as the mask is."""
+    return _derivative(output_dir, scan, "desc-brain_distance", scan.mask_space)
 
 
 def brain_path(output_dir: Path, scan: Scan) -> Path:
@@ -182,9 +188,7 @@ def write_json(path: Path, obj: Any) -> None:
     write_text(path, text + "\n")
 
 
-def write_tsv(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
-) -> None:
+def write_tsv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a BIDS table atomically.
 
     Parameters
@@ -193,10 +197,8 @@ def write_tsv(
         The `.tsv` file.
     rows
         A mapping a row. None, NaN and absent keys become `n/a`, floats get four decimals.
-    columns
-        Their order; by first appearance in `rows` if None.
     """
-    names = list(columns or dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
@@ -231,6 +233,11 @@ def write_probability(path: Path, probability: np.ndarray, reference: nib.Nifti1
     image.header.set_slope_inter(1 / 255, 0)
     image.header["cal_max"] = 1
     _write_nifti(path, image)
+
+
+def write_distance(path: Path, distance: np.ndarray, reference: nib.Nifti1Image) -> None:
+    """Write distances in mm (X, Y, Z) as float32, geometry as of a mask."""
+    _write_nifti(path, _on_grid(np.asarray(distance, np.float32), reference))
 
 
 def write_brain(path: Path, data: np.ndarray, reference: nib.Nifti1Image) -> None:
@@ -276,31 +283,21 @@ def provenance(scan: Scan) -> dict[str, Any]:
     return {"Sources": [bids_uri(scan)], "SpatialReference": bids_uri(scan)}
 
 
-def write_dataset(
-    output_dir: Path, bids_dir: Path, *, command: str = "", readme: str = README
-) -> None:
+def write_dataset(output_dir: Path, bids_dir: Path, readme: str = README) -> None:
     """Make the output folder a BIDS derivative dataset.
 
     Writes `dataset_description.json`, and `.bidsignore` and `README.md` unless they are there.
-    Running it again, or in several jobs at once, does no harm.
+    Running it again, or in several jobs at once, does no harm. Raises as `check_output` does.
 
     Parameters
     ----------
     output_dir, bids_dir
         The two datasets.
-    command
-        The command line, kept as the description of this run.
     readme
         What to write to `README.md`.
-
-    Raises
-    ------
-    Usage
-        As `check_output` does.
     """
     check_output(output_dir, bids_dir)
     tool: dict[str, Any] = {"Name": TOOL, "Version": __version__}
-    tool |= {"Description": command} if command else {}
     tool |= {"CodeURL": url} if (url := _code_url()) else {}
     tool |= {"Container": container} if (container := _container()) else {}
     description = {

@@ -215,12 +215,11 @@ def _write_sample(
     expected: Sequence[float],
 ) -> None:
     """Keep what was seen of each unlabelled scan, for pages and for people."""
-    columns = ("scan", "score", "mirror", "opinion", "expected")
     rows = [
         {"scan": scan.relative, **asdict(one.evidence), "opinion": one.opinion, "expected": value}
         for scan, one, value in zip(sample, seen, expected, strict=True)
     ]
-    derivatives.write_tsv(stage.folder / f"{name}_sample.tsv", rows, columns)
+    derivatives.write_tsv(stage.folder / f"{name}_sample.tsv", rows)
 
 
 def _most_apart(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import zlib
@@ -13,20 +12,16 @@ from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from .annex import check_content
+from .axes import SAME_ORDER, Grid, reordering
 from .derivatives import read_json
 from .errors import BadData, NoInput, Usage
 
 if TYPE_CHECKING:
     from .inputs import Scan
-
-GRID_TOLERANCE_MM = 1e-3
-
-_Grid = tuple[tuple[int, ...], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -116,14 +111,20 @@ def _same_contrast(mask: Mask, scan: Scan) -> bool:
 
 
 def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) -> Scan:
-    """Return the one scan on a mask's grid, the preferred one if there are several."""
+    """Return the one scan on a mask's grid, the preferred one if there are several.
+
+    A scan whose axes alone lie otherwise fits too, if there is no other.
+    """
     grid = _grid(mask)
     if math.prod(grid[0][3:]) != 1:
         raise BadData(f"{mask} has shape {grid[0]}. Give a mask of one volume.")
     grids = [_grid(scan.path) for scan in scans]
-    same = [scan for scan, other in zip(scans, grids, strict=True) if _equal(grid, other)]
+    pairs = list(zip(scans, grids, strict=True))
+    orders = [(scan, reordering(_of_volume(grid), _of_volume(other))) for scan, other in pairs]
+    fitting = [(scan, order) for scan, order in orders if order is not None]
+    exact = [scan for scan, order in fitting if np.array_equal(order, SAME_ORDER)]
+    same = exact or [scan for scan, _ in fitting]
     if not same:
-        pairs = zip(scans, grids, strict=True)
         others = "; ".join(f"{scan.path}: {_describe(other)}" for scan, other in pairs)
         raise BadData(
             f"{mask} is on another grid ({_describe(grid)}) than its scan ({others}). "
@@ -139,7 +140,7 @@ def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) 
     return same[0]
 
 
-def _grid(path: Path) -> _Grid:
+def _grid(path: Path) -> Grid:
     """Read shape and affine (voxel -> mm) from a NIfTI header."""
     check_content(path)
     try:
@@ -152,15 +153,10 @@ def _grid(path: Path) -> _Grid:
     return shape, affine
 
 
-def _equal(one: _Grid, other: _Grid) -> bool:
-    """Tell whether all corner voxels of two grids coincide within the tolerance."""
-    if one[0][:3] != other[0][:3]:
-        return False
-    corners = np.array([*itertools.product(*((0, size - 1) for size in one[0][:3]))])
-    apart = apply_affine(one[1] - other[1], corners)
-    return bool(np.abs(apart).max() <= GRID_TOLERANCE_MM)
+def _of_volume(grid: Grid) -> Grid:
+    return grid[0][:3], grid[1]
 
 
-def _describe(grid: _Grid) -> str:
+def _describe(grid: Grid) -> str:
     """Write a grid on one line."""
     return f"shape {grid[0]}, affine {np.round(grid[1][:3], 3).tolist()}"

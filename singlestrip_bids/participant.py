@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import derivatives, group_report, handoff, methods, model, reports, volume
+from . import border, derivatives, group_report, handoff, methods, model, reports, volume
 from .calibration import COVERAGE, Evidence, look
 from .config import RunConfig
 from .errors import ScanFailed, SingleStripError
@@ -21,6 +21,11 @@ from .runtime import Progress, Runtime, check_stop
 from .volume import Array, Image, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
+
+DISTANCE = (
+    "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "
+    "of the mask; inside, minus that to the nearest voxel outside."
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,21 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     methods.write(config.output_dir, trained.folder)
     done = [scan.subject for scan in scans[: progress.done]]
     reports.subject_pages(config.output_dir, done, trained.card, failed)
+    if config.qc_threshold:
+        _name_doubtful(config.output_dir, scans, config.qc_threshold)
     _complain(failed, scans)
+
+
+def _name_doubtful(output_dir: Path, scans: Sequence[Scan], threshold: float) -> None:
+    """Warn of the masks, made now or before, whose expected Dice is below a threshold."""
+    selection = {scan.relative for scan in scans}
+    rows = [row for row in reports.read_rows(output_dir) if row.scan in selection]
+    dice = {row.scan: row.fields.get("ExpectedDice", 1.0) for row in rows}
+    if low := sorted(scan for scan in dice if dice[scan] < threshold):
+        LOG.warning(
+            "%d of %d masks have an expected Dice below --qc-threshold %g; look at them:\n%s",
+            len(low), len(dice), threshold, "\n".join(f"  {dice[s]:.3f} {s}" for s in low),
+        )  # fmt: skip
 
 
 def remake(config: RunConfig, runtime: Runtime) -> None:
@@ -129,6 +148,8 @@ def images(scan: Scan, config: RunConfig, hand_over: bool) -> list[Path]:
         paths.append(derivatives.brain_path(output_dir, scan))
     if "probseg" in config.output:
         paths.append(derivatives.probability_path(output_dir, scan))
+    if "distance" in config.output:
+        paths.append(derivatives.distance_path(output_dir, scan))
     if config.border_mm is not None:
         paths.append(derivatives.mask_path(output_dir, scan, config.border_mm))
     if hand_over and config.fmriprep_masks:
@@ -157,8 +178,7 @@ def process(
     brain = find_brain(image, trained, runtime)
     path = derivatives.mask_path(config.output_dir, scan)
     checksums = stamp(scan, trained)
-    millilitres = volume.millilitres(brain.mask, image.affine)
-    fields = {**_fields(trained, brain, millilitres, image.volumes), **checksums}
+    fields = {**_fields(trained, brain, image), **checksums}
     fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
     write_with_sidecar(
         path,
@@ -216,9 +236,17 @@ def _write_more(
             lambda: derivatives.write_probability(soft, brain.probability, image.nifti),
             {**source, "Description": about},
         )
+    if "distance" in config.output:
+        far = derivatives.distance_path(output_dir, scan)
+        distance = border.signed_distance(brain.mask, image.sizes)
+        write_with_sidecar(
+            far,
+            lambda: derivatives.write_distance(far, distance, image.nifti),
+            {**source, "Description": DISTANCE, "Units": "mm"},
+        )
     if config.border_mm is not None:
         path = derivatives.mask_path(output_dir, scan, config.border_mm)
-        mask = volume.move_border(brain.mask, image.affine, config.border_mm)
+        mask = border.move(brain.mask, image.sizes, config.border_mm)
         if not mask.any():
             LOG.warning("%s: nothing is left of the brain at this --border-mm.", scan.path)
         verb = "grown" if config.border_mm > 0 else "shrunk"
@@ -231,7 +259,7 @@ def _write_more(
         )
 
 
-def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> dict[str, Any]:
+def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
     expected, *interval = brain.expected
     fields: dict[str, Any] = {
         "Description": "Brain mask by a network trained from one labelled scan (SingleStrip).",
@@ -252,10 +280,15 @@ def _fields(trained: Model, brain: Brain, millilitres: float, volumes: int) -> d
         "MirrorAgreementDescription": (
             "Dice overlap of the masks of the image and of its mirror image."
         ),
-        "BrainVolumeMl": round(millilitres, 1),
+        "BrainVolumeMl": round(volume.millilitres(brain.mask, image.affine), 1),
         "WorkingVoxelSizeMm": round(brain.voxel_size, 3),
         "Model": trained.card["network"],
     }
-    if volumes > 1:
-        fields["Averaged"] = f"The mask is of the mean over time of {volumes} volumes."
+    if image.averaged < image.volumes:
+        fields["Averaged"] = (
+            f"The mask is of the mean of the {image.averaged} volumes without diffusion "
+            f"weighting, of {image.volumes}."
+        )
+    elif image.volumes > 1:
+        fields["Averaged"] = f"The mask is of the mean over time of {image.volumes} volumes."
     return fields

@@ -34,7 +34,7 @@ def write_run(config: RunConfig, options: Mapping[str, Any], words: Sequence[str
         All settings; for reading alone.
     options
         The options by their long names, the automatic ones resolved; None and False if not
-        given. The filter file is copied, so that the run can be repeated without it.
+        given. Filter file and ratings are copied, so that the run can be repeated without them.
     words
         The command line, without the program.
     """
@@ -45,6 +45,10 @@ def write_run(config: RunConfig, options: Mapping[str, Any], words: Sequence[str
         copy = folder / "bids_filter.json"
         derivatives.write_json(copy, derivatives.read_json(options["bids_filter_file"]))
         options["bids_filter_file"] = copy
+    rated = options.get("ratings")
+    if rated and rated.is_file():
+        options["ratings"] = folder / f"ratings{rated.suffix}"
+        derivatives.write_bytes(options["ratings"], rated.read_bytes())
     settings = {"options": options, "settings": asdict(config)}
     derivatives.write_json(folder / "config.json", settings)
     derivatives.write_json(folder / "versions.json", describe())

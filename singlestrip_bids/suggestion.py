@@ -72,7 +72,8 @@ def _read(
     edges: dict[Scan, float] = {}
     for scan in scans:
         try:
-            edges[scan] = volume.field_of_view(volume.load(scan.path))
+            image = volume.load(scan.path)
+            edges[scan] = float(np.max(image.data.shape * image.sizes))
         except Exception as error:  # one bad scan never stops the others
             failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
     size = float(np.median(list(edges.values()))) / SIZE if edges else 0.0

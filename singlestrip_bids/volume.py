@@ -7,9 +7,7 @@ the whole field of view, always: it is padded, never cropped.
 
 from __future__ import annotations
 
-import gzip
 import logging
-import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -18,13 +16,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from nibabel.affines import from_matvec, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from . import voxels
 from .annex import check_content
+from .axes import SAME_ORDER, reordering, to_ras
 from .errors import BadData
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -36,17 +36,26 @@ PERCENTILES = (0.5, 99.0)  # the intensities that become 0 and 1
 
 @dataclass(frozen=True)
 class Image:
-    """One 3D volume as stored: ``data`` (X, Y, Z) finite float32, and its NIfTI header."""
+    """One 3D volume as stored: ``data`` (X, Y, Z) finite float32, and its NIfTI header.
+
+    Of a series of ``volumes`` it is the mean of as many as ``averaged`` says.
+    """
 
     path: Path
     data: Array
     nifti: nib.Nifti1Image
     volumes: int = 1
+    averaged: int = 1
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to mm (4, 4)."""
         return np.asarray(self.nifti.affine, dtype=np.float64)
+
+    @property
+    def sizes(self) -> NDArray[np.float64]:
+        """Edges of the voxels in mm (3,)."""
+        return np.asarray(voxel_sizes(self.affine))
 
 
 @dataclass(frozen=True)
@@ -86,52 +95,26 @@ def _open(path: Path) -> nib.Nifti1Image:
     return nifti
 
 
-def _check_length(path: Path, nifti: nib.Nifti1Image) -> None:
-    """Raise if the voxels are not all there, before room is made for them.
-
-    A compressed file is read to its end, where its checksum is, which nibabel never reaches.
-    """
-    needed = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
-    length = path.stat().st_size
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            length = sum(iter(lambda: len(stream.read(1 << 22)), 0))
-    if length < needed:
-        raise EOFError(f"{length} bytes instead of {needed}")
-
-
-def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]:
-    dtype = nifti.get_data_dtype()
-    if dtype.fields or dtype.kind == "c":
-        raise BadData(f"{path}: {dtype} voxels (complex or RGB); give a magnitude image.")
-    shape = nifti.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4):
-        raise BadData(f"{path}: {len(shape)} dimensions {shape}; give a 3D or 4D image.")
-    if min(shape) < 1:
-        raise BadData(f"{path}: no voxels, shape {shape}; restore the file.")
+def _compare_forms(path: Path, nifti: nib.Nifti1Image) -> None:
+    """Warn if qform and sform place the corners of an image differently; the sform counts."""
     try:
-        _check_length(path, nifti)
-        if len(shape) == 3:
-            return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
-        return _mean_over_time(nifti, shape), shape[3]
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
-
-
-def _mean_over_time(nifti: nib.Nifti1Image, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Average a series that is read once, in its own data type; voxels that are NaN count as 0."""
-    series = np.asanyarray(nifti.dataobj.get_unscaled()).reshape(shape)
-    total = np.zeros(shape[:3], dtype=np.float64)
-    for volume in range(shape[3]):
-        total += np.nan_to_num(series[..., volume].astype(np.float64))
-    scaled = total / shape[3] * nifti.dataobj.slope + nifti.dataobj.inter
-    return scaled.astype(np.float32)
+        forms = [form() for form in (nifti.get_sform, nifti.get_qform)]
+    except (HeaderDataError, ValueError):
+        return  # a qform that says nothing
+    if 0 in (nifti.header["sform_code"], nifti.header["qform_code"]):
+        return
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(nifti.shape[:3]) - 1)
+    with np.errstate(all="ignore"):
+        apart = np.linalg.norm(apply_affine(forms[0] - forms[1], corners), axis=1).max()
+    if apart > min(voxel_sizes(nifti.affine)) / 2:
+        LOG.warning(
+            "%s: its sform and qform are up to %.3g mm apart; the sform is used, and the mask "
+            "keeps both.", path, apart,
+        )  # fmt: skip
 
 
 def load(path: Path) -> Image:
-    """Read an image; of 4D the mean over time.
+    """Read an image; of a series the mean over time, as `voxels` has it.
 
     Raises
     ------
@@ -141,7 +124,7 @@ def load(path: Path) -> Image:
     nifti = _open(path)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
-        data, volumes = _read(path, nifti)
+        data, *counts = voxels.read(path, nifti)
     finite = np.isfinite(data)
     if not finite.all():
         share = 100 * (1 - finite.mean())
@@ -151,10 +134,15 @@ def load(path: Path) -> Image:
         data = np.where(finite, data, data[finite].min())
     if data.min() == data.max():
         raise BadData(f"{path}: every voxel is {data.flat[0]:g}; an image without a head.")
+    if ((data == data.min()) | (data == data.max())).all():
+        raise BadData(f"{path}: a mask, it seems: only two values; give the scan itself.")
+    if (largest := np.abs(data).max()) > 1e30:  # sums of such values overflow
+        data = data / largest
     affine = np.asarray(nifti.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")
-    return Image(path, data, nifti, volumes)
+    _compare_forms(path, nifti)
+    return Image(path, data, nifti, *counts)
 
 
 def extract(image: Image, mask: Mask) -> NDArray:
@@ -179,20 +167,10 @@ def to_canonical(mask: Mask, image: Image) -> nib.Nifti1Image:
     return nib.as_closest_canonical(native)
 
 
-def move_border(mask: Mask, affine: NDArray, distance_mm: float) -> Mask:
-    """Grow a mask (X, Y, Z) by so many mm, or shrink it if negative, within its grid.
-
-    Distances are those between voxel centres, along the axes of ``affine``: less than a voxel
-    changes nothing.
-    """
-    outside = distance_mm > 0
-    distance = ndimage.distance_transform_edt(mask != outside, sampling=voxel_sizes(affine))
-    near = distance <= abs(distance_mm)
-    return mask | near if outside else mask & ~near
-
-
 def load_mask(path: Path, image: Image) -> Mask:
     """Read the brain mask of ``image``, anything above one half, on the image's own grid.
+
+    If its axes alone lie otherwise, they are reordered; no voxel is resampled.
 
     Raises
     ------
@@ -201,12 +179,16 @@ def load_mask(path: Path, image: Image) -> Mask:
     """
     nifti = _open(path)
     with np.errstate(invalid="ignore"):
-        data, _ = _read(path, nifti)
-    if data.shape != image.data.shape or not np.allclose(nifti.affine, image.affine, atol=1e-2):
+        data, *_ = voxels.read(path, nifti)
+    order = reordering((data.shape, nifti.affine), (image.data.shape, image.affine))
+    if order is None:
         raise BadData(
             f"{path}: a mask on another grid {data.shape} than its scan {image.path} "
             f"{image.data.shape}; resample the mask to the scan."
         )
+    if not np.array_equal(order, SAME_ORDER):
+        LOG.info("%s: its axes are reordered to those of its scan.", path)
+    data = orientations.apply_orientation(data, order)
     mask = data > 0.5
     if not mask.any():
         raise BadData(f"{path}: an empty mask; label the brain in {image.path.name} first.")
@@ -249,18 +231,9 @@ def refuse_stripped(image: Image, brain_ml: float) -> None:
         )
 
 
-def _to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
-    """Reorder and flip axes to the closest of RAS."""
-    ornt = orientations.io_orientation(affine)
-    if np.isnan(ornt).any():
-        raise BadData(f"affine {affine.tolist()}: its axes have no clear directions; mend it.")
-    moved = orientations.apply_orientation(data, ornt)
-    return moved, affine @ orientations.inv_ornt_aff(ornt, data.shape)
-
-
 def upright(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray[np.float64]]:
     """Reorder the axes of (X, Y, Z) to the closest of RAS; also return the voxel sizes in mm."""
-    moved, placed = _to_ras(data, affine)
+    moved, placed = to_ras(data, affine)
     return moved, voxel_sizes(placed)
 
 
@@ -329,7 +302,7 @@ def conform(
     size, multiple : int
         Least size of the grid and what its size is a multiple of, in voxels.
     """
-    data, affine = _to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
+    data, affine = to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
     shape, placed = grid(data.shape, affine, voxel_size, size, multiple)
     centres = [np.arange(n) for n in shape]
     matrix = np.linalg.inv(affine) @ placed
@@ -361,11 +334,6 @@ def restore(data: NDArray, affine: NDArray, image: Image, blocks: tuple = (1, 1,
     shape = tuple(-(-n // step) for n, step in zip(image.data.shape, blocks, strict=True))
     centres = from_matvec(np.diag(np.array(blocks, float)), (np.array(blocks) - 1) / 2)
     return _resample(data, affine, shape, image.affine @ centres)
-
-
-def field_of_view(image: Image) -> float:
-    """Longest edge of an image's grid, in mm."""
-    return float(np.max(image.data.shape * voxel_sizes(image.affine)))
 
 
 def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,3 +75,14 @@ def put_scan(root: Path, name: str, source: Path, volumes: int = 1) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(copy, path)
     return path
+
+
+def listing(root: Path) -> dict[str, tuple[int, int, str]]:
+    """All that lies below a folder, itself included: mode, time of the last change, content."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        state = path.lstat()
+        plain = path.is_file() and not path.is_symlink()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if plain else ""
+        found[str(path.relative_to(root))] = (state.st_mode, state.st_mtime_ns, content)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from builders import listing
 
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids import cli
@@ -15,7 +16,13 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(heads, tmp_path_factory):
+def untouched(heads):
+    """What lay in the dataset before the app ran."""
+    return listing(heads)
+
+
+@pytest.fixture(scope="session")
+def trained(heads, untouched, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "out"
     assert cli.main([str(heads), str(out), "group", "participant", "--sloppy"]) == 0
     return out

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import listing
 from safetensors.numpy import load_file
 
 from singlestrip_bids import cli
@@ -104,16 +106,40 @@ def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):
         assert card["BrainVolumeMl"] == pytest.approx(volume, abs=0.1)
 
 
-def test_nothing_is_written_into_the_dataset(heads, trained):
-    names = {p.name for p in heads.iterdir()}
-    assert names == {p.name for p in heads.iterdir()} - {"code", "work"}
+def test_nothing_is_written_into_the_dataset(heads, untouched, trained):
+    """By group and participant; and by whatever other tests have run before."""
+    assert listing(heads) == untouched
 
 
-def test_same_seed_same_model_other_seed_other_model(heads, trained, tmp_path):
-    assert run(heads, tmp_path / "again", "group") == 0
-    assert run(heads, tmp_path / "other", "group", "--random-seed", "7") == 0
-    assert same(weights(trained), weights(tmp_path / "again"))
-    assert not same(weights(trained), weights(tmp_path / "other"))
+def test_a_read_only_dataset_is_enough(heads, tmp_path):
+    """On a disk that the kernel lets nobody write to: root may write where permissions say no."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare cannot make a namespace to mount the dataset in")
+    app = [sys.executable, "-m", "singlestrip_bids.cli", str(heads), str(tmp_path / "out")]
+    app += ["group", "participant", "--sloppy", "--steps", "2", "--participant-label", "01"]
+    script = (
+        f"mount --bind '{heads}' '{heads}' && mount -o remount,bind,ro '{heads}' || exit 99; "
+        f"touch '{heads}/x' 2>/dev/null && exit 98; exec {shlex.join(app)}"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 99:
+        pytest.skip("bind mounts are not possible here")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").rglob("*_mask.nii.gz"))) == 1
+
+
+def test_the_record_of_a_run_gives_its_model_and_another_seed_another(heads, trained, tmp_path):
+    record = str(min(trained.glob("logs/*/config.json")))
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert cli.main([str(heads), str(again), "group", "--config-file", record]) == 0
+    words = ["--config-file", record, "--random-seed", "7"]
+    assert cli.main([str(heads), str(other), "group", *words]) == 0
+    assert same(weights(trained), weights(again))
+    cards = [json.loads((out / MODEL / "model.json").read_text()) for out in (trained, again)]
+    assert cards[0] == cards[1]
+    assert not same(weights(trained), weights(other))
 
 
 def test_a_finished_stage_is_not_repeated(heads, trained, tmp_path):
@@ -269,6 +295,8 @@ def damage(bids: Path) -> dict[str, str]:
         "nan": (np.full_like(data, np.nan), "not finite"),
         "five": (np.stack([np.stack([data] * 2, -1)] * 2, -1), "5 dimensions"),
         "complex": (data.astype(np.complex64), "complex"),
+        "rgb": (np.zeros(data.shape, [(c, "u1") for c in "RGB"]), "RGB"),
+        "mask": ((data > data.mean()).astype(np.uint8), "a mask, it seems"),
     }
     for name, (array, _) in bad.items():
         path = bids / f"sub-{name}/anat/sub-{name}_T1w.nii.gz"
@@ -277,16 +305,19 @@ def damage(bids: Path) -> dict[str, str]:
     for name, content in (
         ("cut", scan(bids, "02").read_bytes()[:20000]),
         ("text", b"not an image"),
+        ("nothing", b""),
     ):
         path = bids / f"sub-{name}/anat/sub-{name}_T1w.nii.gz"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-    return {name: word for name, (_, word) in bad.items()} | {"cut": "cut", "text": "text"}
+    return {name: word for name, (_, word) in bad.items()} | {
+        name: f"sub-{name}_T1w" for name in ("cut", "text", "nothing")
+    }
 
 
 def test_bad_scans_are_named_and_all_others_done(bids, trained, tmp_path, capfd):
     words = damage(bids)
-    out = tmp_path / "out"
+    before, out = listing(bids), tmp_path / "out"
     code = run(bids, out, "participant", "--model", str(trained / MODEL))
     complaint(capfd, code, 1, f"{len(words)} of {len(words) + 4} scans", *words.values())
     assert len(list(out.rglob("*_mask.nii.gz"))) == 4
@@ -297,6 +328,7 @@ def test_bad_scans_are_named_and_all_others_done(bids, trained, tmp_path, capfd)
     }
     assert {name for name, note in notes.items() if note != "n/a"} == set(words)
     assert (out / MODEL / "model.json").is_file()
+    assert listing(bids) == before
 
 
 def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):
@@ -306,6 +338,11 @@ def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):
     path.parent.mkdir()
     series = np.stack([data * gain for gain in (0.5, 1.0, 1.5)], -1)
     nib.Nifti1Image(series, image.affine).to_filename(path)
+    weighted = np.stack([data, np.roll(data, 9, 0), data], -1)
+    path = bids / "sub-02/dwi/sub-02_dwi.nii.gz"
+    path.parent.mkdir()
+    nib.Nifti1Image(weighted, image.affine).to_filename(path)
+    path.with_name("sub-02_dwi.bval").write_text("0 1000 5\n")
     out = tmp_path / "out"
     words = ("--participant-label", "02", "--modalities", "all", "--model", str(trained / MODEL))
     assert run(bids, out, "participant", *words) == 0
@@ -314,6 +351,18 @@ def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):
     assert np.array_equal(np.asarray(masks["func"].dataobj), np.asarray(masks["anat"].dataobj))
     card = json.loads(next((out / "sub-02/func").glob("*mask.json")).read_text())
     assert "mean over time of 3 volumes" in card["Averaged"]
+    assert np.array_equal(np.asarray(masks["dwi"].dataobj), np.asarray(masks["anat"].dataobj))
+    card = json.loads(next((out / "sub-02/dwi").glob("*mask.json")).read_text())
+    assert "2 volumes without diffusion weighting, of 3" in card["Averaged"]
+
+
+def test_doubtful_masks_are_named(heads, trained, tmp_path, capfd):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    for threshold, named in (("1", 4), ("0", 0)):
+        assert run(heads, out, "participant", "--qc-threshold", threshold) == 0
+        said = capfd.readouterr().err
+        assert ("4 of 4 masks have an expected Dice below" in said) == bool(named)
+        assert sum(f"{path.name}" in said for path in heads.glob("sub-*/anat/*.gz")) == named
 
 
 @pytest.mark.parametrize(

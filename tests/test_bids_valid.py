@@ -61,7 +61,7 @@ def written(heads, trained, tmp_path_factory):
     for name in [*VOLUMES, *SERIES]:
         put_scan(bids, name, source, SERIES.get(name, 1))
     shutil.copytree(trained / "code", out / "code")
-    words = ["participant", "--modalities", "all", "--output", "brain", "probseg"]
+    words = ["participant", "--modalities", "all", "--output", "brain", "probseg", "distance"]
     words += ["--border-mm", "-1.5", "--fmriprep-masks", str(root / "view")]
     assert cli.main([str(bids), str(out), *words, "--fmriprep-sessionwise"]) == 0
     return root
@@ -72,6 +72,7 @@ def test_all_that_the_participant_level_writes(written):
     scans = len(VOLUMES) + len(SERIES)
     assert len(list(out.rglob("*_desc-brain_mask.nii.gz"))) == scans
     assert len(list(out.rglob("*_probseg.nii.gz"))) == scans
+    assert len(list(out.rglob("*_distance.nii.gz"))) == scans
     assert len(list(out.rglob("*_desc-brainMinus1p5mm_mask.nii.gz"))) == scans
     assert complaints(out) == set()
 

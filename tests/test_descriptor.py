@@ -1,9 +1,10 @@
-"""The Boutiques descriptor: as the parser is now, valid, and of use."""
+"""The Boutiques descriptor and the table of options: as the parser is now, valid, and of use."""
 
 from __future__ import annotations
 
 import json
 import resource
+import runpy
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,15 @@ FILE = Path(__file__).parents[1] / "boutiques.json"
 def test_the_file_is_current():
     remedy = "python -m singlestrip_bids.descriptor > boutiques.json"
     assert json.loads(FILE.read_text()) == descriptor(), remedy
+
+
+def test_the_table_of_options_is_current():
+    page = FILE.parent / "docs" / "usage.md"
+    text = page.read_text(encoding="utf-8")
+    renewed = runpy.run_path(str(page.with_name("options.py")))["renewed"]
+    assert renewed(text) == text, "python docs/options.py"
+    assert "`--label-mask`" in text
+    assert renewed(text.replace("`--label-mask`", "`--gone`")) == text
 
 
 def test_it_is_valid():

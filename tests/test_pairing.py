@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 from builders import OTHER_AFFINE, SHAPE, add_mask, make_dataset, write_nifti
 
@@ -72,6 +73,23 @@ class TestScanOf:
         add_mask(bids, "sub-01/anat/sub-01")
         with pytest.raises(Usage, match=r"fits several scans: .*sub-01_T1w.*, .*run-2_T1w.*JSON"):
             find_label(bids)
+
+    @pytest.mark.parametrize("codes", ["RAS", "PIR", "LSA"])
+    def test_axes_in_another_order(self, bids, codes):
+        mask = add_mask(bids, "sub-01/anat/sub-01")
+        image = nib.load(mask)
+        ornts = [nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes)]
+        nib.save(image.as_reoriented(nib.orientations.ornt_transform(*ornts)), mask)
+        assert nib.aff2axcodes(nib.load(mask).affine) == tuple(codes)
+        assert find_label(bids)[0].scan.relative == SCANS[0]
+
+    def test_the_order_of_axes_tells_two_scans_apart(self, bids):
+        second = bids / "sub-01/anat/sub-01_run-2_T1w.nii.gz"
+        nib.save(nib.as_closest_canonical(nib.load(bids / SCANS[0])), second)
+        mask = add_mask(bids, "sub-01/anat/sub-01")
+        assert find_label(bids)[0].scan.relative == SCANS[0]
+        nib.save(nib.as_closest_canonical(nib.load(mask)), mask)
+        assert find_label(bids)[0].scan.path == second
 
     def test_another_grid(self, bids):
         add_mask(bids, "sub-01/anat/sub-01", affine=OTHER_AFFINE)

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from singlestrip_bids import cli, group, records
 from singlestrip_bids.errors import BadData, NoInput
@@ -146,6 +147,18 @@ def test_the_record_gives_the_same_options(tmp_path):
     assert (other.steps, other.rounds, other.modalities) == (9, 2, ["T1w", "bold"])
 
 
+def test_ratings_are_kept_with_the_record(tmp_path):
+    (tmp_path / "bids").mkdir()
+    rated = tmp_path / "mine.tsv"
+    rated.write_text("scan\trating\nsub-02/anat/sub-02_T1w.nii.gz\treject\n")
+    words = [str(tmp_path / "bids"), str(tmp_path / "out"), "group", "--ratings", str(rated)]
+    assert cli.main(words) == 16
+    (folder,) = logs(tmp_path / "out")
+    copy = json.loads((folder / "config.json").read_text())["options"]["ratings"]
+    assert copy == str(folder / "ratings.tsv")
+    assert (folder / "ratings.tsv").read_bytes() == rated.read_bytes()
+
+
 def test_a_run_is_repeated_from_its_record(heads, trained, tmp_path):
     file = tmp_path / "filter.json"
     file.write_text('{"t1w": {"subject": ["01", "02", "03"]}, "t2w": {"subject": "02"}}')
@@ -159,6 +172,28 @@ def test_a_run_is_repeated_from_its_record(heads, trained, tmp_path):
         assert len(list(out.rglob("*_mask.nii.gz"))) >= 4
     for path in first.rglob("*_mask.nii.gz"):
         assert (again / path.relative_to(first)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (["--omp-nthreads", "2"], 2),
+        (["--nprocs", "3"], 3),
+        (["--n-cpus", "3", "--omp-nthreads", "2"], 2),
+        (["--nthreads", "1", "--omp-nthreads", "2"], 1),
+    ],
+)
+def test_the_number_of_threads_is_settled(tmp_path, words, number):
+    """And written down, before the dataset is looked at."""
+    (tmp_path / "bids").mkdir()
+    before = torch.get_num_threads()
+    try:
+        assert cli.main([str(tmp_path / "bids"), str(tmp_path / "out"), "group", *words]) == 16
+        assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    (folder,) = logs(tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["options"]["omp_nthreads"] == number
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz, kills
+from benchmarks import fuzz, jobs, kills
 
 MODEL = Path("code/singlestrip")
 
@@ -27,9 +25,11 @@ def masks(out: Path) -> dict[str, bytes]:
 def test_several_jobs_write_the_same_scans_to_one_folder(heads, trained, tmp_path):
     """Worse than an array of jobs, where each has its own subjects: all write all masks."""
     out = tmp_path / "out"
-    words = kills.command(heads, out, ["participant"], "--model", str(trained / MODEL))
-    jobs = [subprocess.Popen([*words, "--overwrite"]) for _ in range(3)]
-    assert [job.wait(300) for job in jobs] == [0, 0, 0]
+    words = ["participant", "--model", str(trained / MODEL), "--overwrite"]
+    together = [kills.start(kills.command(heads, out, words)) for _ in range(3)]
+    for job in together:
+        job.join()
+    assert [job.exitcode for job in together] == [0, 0, 0]
     assert masks(out) == masks(trained)
     assert not kills.half_files(out)
     assert not kills.leftovers(out)
@@ -37,23 +37,33 @@ def test_several_jobs_write_the_same_scans_to_one_folder(heads, trained, tmp_pat
     assert len(list(out.rglob("*_mask.json"))) == 4
 
 
+def test_an_array_of_jobs(heads, trained, tmp_path):
+    """The one of 50 jobs is benchmarks.jobs."""
+    found = jobs.compare(heads, trained / MODEL, tmp_path, 5)
+    assert found.pop("seconds") > 0
+    assert found == {
+        "jobs": 5,
+        "jobs that failed": 0,
+        "masks": 5,
+        "masks missing or not as by one process": 0,
+        "sidecars": 5,
+        "pages": 5,
+        "records of runs": 5,
+        "half files": 0,
+        "hidden files": 0,
+    }
+
+
 @pytest.mark.parametrize("level", ["group", "participant"])
 def test_killed_at_a_random_moment(heads, trained, tmp_path, level):
     """The longer run of this is benchmarks.kills."""
     draw = random.Random(4)
-    out = tmp_path / "out"
-    if level == "participant":
-        shutil.copytree(trained / MODEL, out / MODEL)
-    words = kills.command(heads, out, [level])
-    for _ in range(2):
-        code, _ = kills.run(words, kill_after=draw.uniform(2, 6))
-        assert code in (0, -signal.SIGKILL)
-        assert not kills.half_files(out)
-    assert kills.run(words)[0] == 0
-    assert not kills.half_files(out)
-    assert (out / MODEL / "model.json").is_file()
-    if level == "participant":
-        assert masks(out) == masks(trained)
+    words = [level, "--participant-label", "01", "02"]
+    words += ["--model", str(trained / MODEL)] if level == "participant" else ["--steps", "5"]
+    (row,) = kills.rounds(heads, tmp_path, words, 1, draw)
+    moment, half, _, code, same = row
+    assert moment > 0
+    assert (half, code, same) == (0, 0, True)
 
 
 def test_half_files_are_seen(trained, tmp_path):
@@ -70,9 +80,10 @@ def test_half_files_are_seen(trained, tmp_path):
 
 def test_a_short_fuzz(trained, tmp_path):
     """The longer run of this is benchmarks.fuzz."""
+    labels = [*fuzz.fuzz_labels(tmp_path, 30, seed=3)]
     images = [*fuzz.fuzz_images(trained / MODEL, tmp_path, 12, seed=3)]
     files = [*fuzz.fuzz_files(trained / MODEL, tmp_path, 20, seed=3)]
-    assert [text for _, wrong in images + files for text in wrong] == []
+    assert [text for _, wrong in labels + images + files for text in wrong] == []
     assert sum(kind.startswith("image ") for kind, _ in images) == 12
     assert len({kind for kind, _ in files}) > 4
 

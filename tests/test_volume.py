@@ -21,7 +21,6 @@ from singlestrip_bids.volume import (
     extract,
     grid,
     load,
-    move_border,
     restore,
     scale_intensity,
     support,
@@ -98,6 +97,13 @@ def check_geometry(shape: tuple[int, ...], affine: np.ndarray, voxel_size: float
     assert overlap > 0.93
 
 
+def sheared(shears: tuple[float, float, float]) -> np.ndarray:
+    """A matrix (3, 3) with ones on its diagonal and columns of length one."""
+    matrix = np.eye(3)
+    matrix[[0, 0, 1], [1, 2, 2]] = shears
+    return matrix / np.linalg.norm(matrix, axis=0)
+
+
 def indices(shape: tuple[int, ...]) -> np.ndarray:
     return np.stack(np.indices(shape), axis=-1)
 
@@ -115,13 +121,17 @@ class TestGeometry:
     @given(
         codes=st.sampled_from(ORIENTATIONS),
         angles=st.tuples(*[st.floats(-44, 44)] * 3),
+        shears=st.tuples(*[st.sampled_from([0.0, 0.0, -0.2, 0.15])] * 3),
         sizes=st.tuples(*[st.floats(0.8, 2.2)] * 3),
         origin=st.tuples(*[st.floats(-150, 150)] * 3),
         voxel_size=st.floats(1.7, 2.6),
         unit=st.sampled_from([1.0, 0.1, 10.0]),
     )
-    def test_oblique_anisotropic_and_tiny(self, codes, angles, sizes, origin, voxel_size, unit):
+    def test_oblique_sheared_anisotropic_and_tiny(
+        self, codes, angles, shears, sizes, origin, voxel_size, unit
+    ):
         turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes(codes)
+        turn = turn @ sheared(shears)
         shape = tuple(round(30 / size) for size in sizes)
         scaled = tuple(unit * size for size in sizes)
         affine = affine_of(turn, scaled, tuple(unit * o for o in origin))
@@ -341,29 +351,6 @@ class TestToCanonical:
         nifti = nib.Nifti1Image(ramp(4, 5, 6, 3), np.diag([-1.0, 1, 1, 1]))
         image = Image(Path("bold.nii.gz"), ramp(4, 5, 6), nifti, 3)
         assert to_canonical(np.ones((4, 5, 6), bool), image).shape == (4, 5, 6)
-
-
-class TestMoveBorder:
-    def test_ball_on_thick_slices(self):
-        affine = np.diag([1.0, -1.0, 3.0, 1.0])
-        shape = (41, 41, 15)
-        distance = np.linalg.norm(world(shape, affine) - centre_of(shape, affine), axis=-1)
-        ball = distance <= 12
-        grown, shrunk = move_border(ball, affine, 4), move_border(ball, affine, -4)
-        assert grown[distance <= 14.5].all()
-        assert not grown[distance > 16].any()
-        assert shrunk[distance <= 7.5].all()
-        assert not shrunk[distance > 10].any()
-
-    @pytest.mark.parametrize("distance_mm", [0.9, -0.9])
-    def test_less_than_a_voxel_changes_nothing(self, distance_mm):
-        mask = np.random.default_rng(0).random((9, 9, 9)) > 0.5
-        assert np.array_equal(move_border(mask, np.eye(4), distance_mm), mask)
-
-    def test_more_than_the_brain_leaves_nothing(self):
-        mask = np.zeros((9, 9, 9), bool)
-        mask[3:6, 3:6, 3:6] = True
-        assert not move_border(mask, np.eye(4), -5).any()
 
 
 @pytest.mark.parametrize(("slope", "dtype"), [(1.0, np.int16), (0.5, np.float32)])

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from builders import affine_of, axes, ramp
+from scipy.spatial.transform import Rotation
 
 from singlestrip_bids.errors import BadData
 from singlestrip_bids.volume import load, load_mask
@@ -89,6 +90,7 @@ class TestLoad:
             (np.zeros((4, 5, 6), [(c, "u1") for c in "RGB"]), "RGB"),
             (np.zeros((4, 5, 6), "f4"), "every voxel is 0"),
             (np.full((4, 5, 6), 3, "u1"), "every voxel is 3"),
+            ((ramp(4, 5, 6) > 9).astype("u1"), "a mask, it seems"),
             (np.full((4, 5, 6), np.nan, "f4"), "100 % of the voxels are not finite"),
             (np.where(ramp(4, 5, 6) > 9, np.nan, ramp(4, 5, 6)), "not finite"),
             (np.zeros((4, 5, 6, 3), "f4"), "every voxel is 0"),
@@ -184,6 +186,71 @@ class TestLoad:
         np.testing.assert_allclose(load(scan(ramp(4, 5, 6), affine)).affine, affine)
 
 
+class TestDiffusion:
+    """Of a diffusion series, the volumes without weighting."""
+
+    @pytest.fixture
+    def dwi(self, scan):
+        rng = np.random.default_rng(0)
+        return scan(rng.random((4, 5, 6, 4)).astype("f4"), name="sub-01_dwi.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("table", "chosen"),
+        [
+            ("0 1000 5 2000\n", [0, 2]),
+            ("1000\n0\n1000\n1000", [1]),
+            ("\ufeff50 51 51.5 1e3", [0]),
+            ("1000 2000 1000 2000", [0, 1, 2, 3]),
+        ],
+    )
+    def test_mean_of_low_b_values(self, dwi, table, chosen):
+        dwi.with_name("sub-01_dwi.bval").write_text(table)
+        image = load(dwi)
+        data = nib.load(dwi).get_fdata()
+        np.testing.assert_allclose(image.data, data[..., chosen].mean(-1), rtol=1e-5)
+        assert (image.volumes, image.averaged) == (4, len(chosen))
+
+    @pytest.mark.parametrize("table", ["0 1000", "0 0 0 nan", "0 0 0 x", "", "\x00"])
+    def test_a_table_that_does_not_fit(self, dwi, table):
+        path = dwi.with_name("sub-01_dwi.bval")
+        path.write_text(table)
+        with pytest.raises(BadData, match="b-values") as caught:
+            load(dwi)
+        assert str(path) in str(caught.value)
+
+
+class TestTwoForms:
+    @staticmethod
+    def written(tmp_path: Path, shift: float, codes: tuple[int, int]) -> Path:
+        affine = affine_of(axes("LPS"), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+        nifti = nib.Nifti1Image(ramp(4, 5, 6), affine)
+        nifti.set_sform(affine, codes[0])
+        affine[0, 3] += shift
+        nifti.set_qform(affine, codes[1])
+        nib.save(nifti, tmp_path / "x.nii.gz")
+        return tmp_path / "x.nii.gz"
+
+    @pytest.mark.parametrize("codes", [(1, 1), (4, 1), (2, 3)])
+    def test_apart_the_sform_counts_and_it_is_said(self, tmp_path, caplog, codes):
+        image = load(self.written(tmp_path, 7.0, codes))
+        assert image.affine[0, 3] == 4
+        assert "x.nii.gz: its sform and qform are up to 7 mm apart" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("shift", "codes"), [(0.4, (1, 1)), (7.0, (0, 1)), (7.0, (1, 0)), (7.0, (0, 0))]
+    )
+    def test_else_nothing_is_said(self, tmp_path, caplog, shift, codes):
+        load(self.written(tmp_path, shift, codes))
+        assert not caplog.text
+
+    def test_a_qform_that_means_nothing(self, tmp_path):
+        path = self.written(tmp_path, 0, (1, 1))
+        raw = bytearray(gzip.decompress(path.read_bytes()))
+        raw[256:268] = np.array([3, 3, 3], "<f4").tobytes()  # no unit quaternion
+        path.write_bytes(gzip.compress(bytes(raw)))
+        assert load(path).affine[0, 3] == 4
+
+
 class TestLoadMask:
     @pytest.fixture
     def image(self, scan):
@@ -196,6 +263,21 @@ class TestLoadMask:
         assert mask.dtype == bool
         assert np.argwhere(mask).tolist() == [[1, 1, 1], [1, 1, 2], [1, 1, 3]]
 
+    @pytest.mark.parametrize("codes", ["LAS", "PIR", "ASL", "IRP", "RAS"])
+    @pytest.mark.parametrize("own", ["RAS", "LPI", "SAR"])
+    def test_axes_in_another_order(self, scan, caplog, own, codes):
+        turn = Rotation.from_euler("xyz", (9, -12, 20), degrees=True).as_matrix()
+        affine = affine_of(turn @ axes(own), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+        image = load(scan(ramp(4, 5, 6), affine, "scan.nii.gz"))
+        expected = np.random.default_rng(0).random((4, 5, 6)) > 0.5
+        stored = nib.Nifti1Image(expected.astype(np.uint8), affine)
+        ornts = [nib.orientations.axcodes2ornt(c) for c in (own, codes)]
+        moved = stored.as_reoriented(nib.orientations.ornt_transform(*ornts))
+        with caplog.at_level(logging.INFO):
+            mask = load_mask(scan(np.asarray(moved.dataobj), moved.affine), image)
+        np.testing.assert_array_equal(mask, expected)
+        assert ("its axes are reordered" in caplog.text) == (own != codes)
+
     def test_trailing_singleton(self, scan, image):
         data = np.zeros((4, 5, 6, 1), np.uint8)
         data[1, 1, 1] = 1
@@ -206,6 +288,7 @@ class TestLoadMask:
         [
             (np.ones((4, 5, 7), "u1"), None, "another grid"),
             (np.eye(4, 5)[..., None].repeat(6, 2), np.diag([2.0, 2.0, 3.5, 1.0]), "another grid"),
+            (np.ones((4, 5, 6), "u1"), np.diag([2.0, -2.0, 3.0, 1.0]), "another grid"),
             (np.zeros((4, 5, 6), "u1"), None, "empty"),
             (np.full((4, 5, 6), np.nan, "f4"), None, "empty"),
             (np.ones((4, 5, 6), "u1"), None, "fills"),
