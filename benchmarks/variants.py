@@ -198,7 +198,7 @@ def run(
             image = volume.load(scan.path)
             known = volume.load_mask(derivatives.mask_path(truth, scan), image)
             mask = mask_of(network, scan, stage, variant.flips)
-            far = hausdorff95(mask, known, image.sizes)
+            far = hausdorff95(mask, known, image.sizes.tolist())
             results["rows"].append(
                 {"variant": name, "scan": scan.name, "contrast": scan.suffix,
                  "dice": dice(mask, known), "hd95_mm": far, "training_processor_seconds": seconds}

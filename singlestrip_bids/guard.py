@@ -45,7 +45,7 @@ HARDEST = {
 }  # ranges of the worst copies; those of the mildest are fine-tuning's
 SAMPLE = 24  # unlabelled scans looked at
 PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
-TOLERANCE = 0.01  # by which the later network may seem worse
+TOLERANCE = 0.01  # by which the later network may seem worse in either way
 APART = 4  # unlabelled scans on which both networks are shown
 
 
@@ -65,10 +65,17 @@ class Standing:
     copies: float
     pool: float | None
 
-    @property
-    def worth(self) -> float:
-        """Mean of both."""
-        return self.copies if self.pool is None else (self.copies + self.pool) / 2
+    def harms(self, before: Standing) -> list[str]:
+        """Name what is clearly worse than it was with another network."""
+        ways = {
+            "copies of the label": (before.copies, self.copies),
+            "unlabelled scans": (before.pool or 0.0, self.pool or 0.0),
+        }
+        return [
+            f"{what} ({self_:.3f} against {other:.3f})"
+            for what, (other, self_) in ways.items()
+            if self_ < other - TOLERANCE
+        ]
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,9 @@ class Verdict:
         if len(self.standings) == 1:
             return "There is no other network."
         (first, before), (last, after) = self.standings.items()
-        relation = "not worse than" if self.name == last else "worse than"
-        return f"{last} ({after.worth:.3f}) is {relation} {first} ({before.worth:.3f})."
+        if harms := after.harms(before):
+            return f"{last} is worse than {first} on {' and on '.join(harms)}."
+        return f"{last} is not worse than {first}, on copies of the label and on unlabelled scans."
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the card."""
@@ -140,7 +148,7 @@ def choose(
         masks.append(seen)
         _write_sample(stage, name, sample, seen, expected)
     first, last = next(iter(standings)), next(reversed(standings))
-    kept = last if standings[last].worth >= standings[first].worth - TOLERANCE else first
+    kept = first if standings[last].harms(standings[first]) else last
     apart = _most_apart(sample, *masks) if sample and len(networks) > 1 else []
     verdict = Verdict(kept, calibrations[kept], standings, apart)
     level = logging.INFO if kept == last else logging.WARNING

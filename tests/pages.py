@@ -15,7 +15,7 @@ CARD = {
     "self_trained": True,
     "guard": {
         "kept": "round-1",
-        "reason": "round-1 (0.835) is not worse than sl1 (0.815).",
+        "reason": "round-1 is not worse than sl1, on copies of the label and on unlabelled scans.",
         "standings": {
             "sl1": {"copies": 0.81, "pool": 0.82},
             "round-1": {"copies": 0.83, "pool": 0.84},

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.guard import APART, HARDEST, choose, severity
+from singlestrip_bids.guard import APART, HARDEST, Standing, choose, severity
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import read_table
@@ -114,11 +114,18 @@ def test_what_was_seen_is_kept_in_tables(stage, sources, pool, autoencoder):
     assert verdict.to_dict()["apart"][0]["scan"] == verdict.apart[0].scan.relative
 
 
+def test_harm_of_either_kind_is_named():
+    before = Standing(0.90, 0.80)
+    assert Standing(0.895, 0.795).harms(before) == []
+    assert Standing(0.95, 0.78).harms(before) == ["unlabelled scans (0.780 against 0.800)"]
+    assert Standing(0.80, 0.85).harms(before) == ["copies of the label (0.800 against 0.900)"]
+    assert Standing(0.90, None).harms(Standing(0.90, None)) == []
+
+
 def test_alone_it_is_not_compared(stage, sources, autoencoder):
     verdict = choose(stage, [], sources, {"sl1": Bright(0.5)}, autoencoder)
     assert verdict.name == "sl1"
     assert verdict.standings["sl1"].pool is None
-    assert verdict.standings["sl1"].worth == verdict.standings["sl1"].copies
     assert verdict.reason == "There is no other network."
     assert verdict.apart == []
     assert read_table(stage.folder, "sl1_sample") == []
