@@ -26,6 +26,7 @@ from .config import (
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 
 LEVELS = ("group", "participant")
+LOW_MEM_GB = 1.2  # of --mem; below, as --low-mem
 UNKNOWN_LEVEL = 17  # exit code of the BIDS Apps draft (BEP027)
 
 QUICK = PRESETS["quick"]  # its method settings are every preset's
@@ -214,8 +215,24 @@ def build_parser() -> Parser:
         help="auto, cpu, cuda or cuda:N (default: a GPU if there is one)",
     )
     how.add_argument(
-        "--omp-nthreads", type=positive_int, metavar="N", help="CPU threads (default: all cores)"
-    )
+        "--nprocs", "--nthreads", type=positive_int, metavar="N",
+        help="CPUs to use in all (default: all). With more than one, participant reads the next "
+        "scan and writes the last one while this one is computed",
+    )  # fmt: skip
+    how.add_argument(
+        "--omp-nthreads", type=positive_int, metavar="N",
+        help="CPU threads of the computing itself (default: --nprocs)",
+    )  # fmt: skip
+    how.add_argument(
+        "--mem", "--mem-gb", type=positive_float, metavar="GB",
+        help="memory that participant may take: below 1.2 as --low-mem, and a scan that needs "
+        "more fails with a message (default: no limit)",
+    )  # fmt: skip
+    how.add_argument(
+        "--low-mem", action="store_true",
+        help="participant: the least memory, one scan at a time and the network in thin slabs; "
+        "the same masks, more slowly",
+    )  # fmt: skip
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR",
         help="for what an unfinished training needs to go on "
@@ -284,7 +301,9 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     log = logging.getLogger("singlestrip_bids")
     log_dir, code = None, 0
     try:
-        machine = runtime.start(arguments.device, arguments.omp_nthreads)
+        arguments.low_mem |= bool(arguments.mem and arguments.mem < LOW_MEM_GB)
+        wanted = arguments.omp_nthreads or arguments.nprocs
+        machine = runtime.start(arguments.device, wanted, arguments.low_mem)
         arguments.device, arguments.omp_nthreads = str(machine.device), runtime.threads()
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
@@ -360,6 +379,9 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         fmriprep_sessionwise=arguments.fmriprep_sessionwise,
         overwrite=arguments.overwrite,
         stop_on_first_crash=arguments.stop_on_first_crash,
+        nprocs=arguments.nprocs,
+        mem=arguments.mem,
+        low_mem=arguments.low_mem,
         log_dir=derivatives.log_dir(arguments.output_dir, records.new_run_id()),
         ratings=arguments.ratings,
     )

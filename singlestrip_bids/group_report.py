@@ -6,10 +6,9 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Generator
 
@@ -20,6 +19,9 @@ from .labels import CLASSES
 from .reports import Row, page_values, read_rows
 from .synthesis import Source, training_batch
 from .templates import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -82,9 +84,9 @@ def write(output_dir: Path, folder: Path) -> None:
         card = model.read_card(folder)
         curves = _curves(folder, card) if card else {}
         scores = _scores(output_dir, folder, card) if card else []
-        if curves:
+        if curves and _is_older(output_dir, "curves", folder):
             _write(output_dir, "curves", _draw_curves(curves))
-        if scores:
+        if scores and _is_older(output_dir, "scatter", folder):
             _write(output_dir, "scatter", _draw_scatter(scores))
         masks = [row for row in read_rows(output_dir, card=card) if row.fields]
         page = render(
@@ -110,6 +112,12 @@ def _pictures(output_dir: Path, curves: bool, scatter: bool) -> dict[str, str]:
     wanted = {"label": True, "synthetic": True, "curves": curves, "scatter": scatter}
     paths = {name: _path(output_dir, name) for name, wanted in wanted.items() if wanted}
     return {n: p.relative_to(output_dir).as_posix() for n, p in paths.items() if p.is_file()}
+
+
+def _is_older(output_dir: Path, name: str, folder: Path) -> bool:
+    """Tell whether a picture is not there, or older than the model it is drawn from."""
+    path, card = _path(output_dir, name), folder / model.CARD
+    return not path.is_file() or path.stat().st_mtime_ns <= card.stat().st_mtime_ns
 
 
 def _path(output_dir: Path, name: str) -> Path:
@@ -159,6 +167,8 @@ def _scores(output_dir: Path, folder: Path, card: Mapping[str, Any]) -> list[dic
 
 def _draw_curves(curves: Mapping[str, Sequence[float]]) -> bytes:
     """Draw losses, each smoothed over a fiftieth of its steps."""
+    from matplotlib.figure import Figure  # slow to import
+
     figure = Figure(figsize=(3.6 * len(curves), 2.6), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     for panel, (name, losses) in zip(panels, curves.items(), strict=True):
@@ -172,6 +182,8 @@ def _draw_curves(curves: Mapping[str, Sequence[float]]) -> bytes:
 
 def _draw_scatter(scores: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw scores against volumes; filled if kept, a shape for each round."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     panel = figure.subplots()
     for place, number in enumerate(sorted({row["round"] for row in scores})):

@@ -11,16 +11,14 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .config import QualityConfig, TrainingConfig
 from .losses import reconstruction
+from .masks import Mask
 from .metrics import dice
 from .runtime import Runtime
 from .training import Loss
-
-Mask = NDArray[np.bool_]
 
 ROTATION_DEG, SCALES, SHIFT = 30.0, (0.7, 1.4), 0.1  # of slices in training
 
@@ -112,7 +110,7 @@ def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtim
     """
     if not mask.any():
         return 0.0
-    network.eval()
+    network.to(runtime.device).eval()
     brain = slices(mask, config.slice_size).to(runtime.device)
     parts = [network(onehot(part))[:, 1] > 0.5 for part in brain.split(64)]
     return dice(torch.cat(parts).cpu().numpy(), brain[:, 0].cpu().numpy() > 0.5)

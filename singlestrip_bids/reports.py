@@ -17,8 +17,9 @@ from . import __version__, derivatives, volume
 from .errors import SingleStripError
 from .figures import mosaic
 from .inputs import Scan
+from .masks import Mask
 from .templates import render
-from .volume import Image, Mask
+from .volume import Image
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -183,8 +184,7 @@ def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[
     if mirror is not None and mirror < LOW_MIRROR:
         said.append("The masks of the image and of its mirror image differ: look at both sides.")
     said += _about_model(fields, card) if card else []
-    if averaged := fields.get("Averaged"):
-        said.append(str(averaged))
+    said += [str(fields[name]) for name in ("Averaged", "OutOfMemory") if fields.get(name)]
     return tuple(said)
 
 
