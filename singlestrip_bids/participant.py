@@ -25,7 +25,7 @@ from .volume import Conformed, Image
 
 LOG = logging.getLogger("singlestrip_bids")
 
-BASE_GB = 0.7  # of memory, whatever the scan: the interpreter, PyTorch, the network at work
+BASE_GB = 0.9  # of memory, whatever the scan: the interpreter, PyTorch, the network at work
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,10 @@ def _write(scan: Scan, work: _Work, trained: Model, config: RunConfig, hand_over
 
 def _check_memory(scan: Scan, allowed: float | None) -> None:
     """Raise `ScanFailed` where a scan alone would need more than ``--mem``."""
+    if allowed is None:
+        return
     needed = volume.memory_needed(scan.path) / 1e9
-    if allowed is not None and needed > allowed - BASE_GB:
+    if needed > allowed - BASE_GB:
         raise ScanFailed(
             f"{scan.path}: to mask it takes about {BASE_GB + needed:.1f} GB of memory, and --mem "
             f"allows {allowed:g}; raise it."

@@ -28,7 +28,7 @@ LOG = logging.getLogger("singlestrip_bids")
 
 OUT_OF_MEMORY = torch.OutOfMemoryError
 
-SLAB, THIN_SLAB = 32 << 20, 8 << 20  # bytes
+SLAB, THIN_SLAB = 16 << 20, 4 << 20  # bytes
 
 Result = TypeVar("Result")
 
