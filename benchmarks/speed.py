@@ -34,7 +34,6 @@ from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import start
 from singlestrip_bids.synthesis import Source, source, training_batch
 
-BATCH = 10  # scans in a batch
 Row = dict[str, Any]
 
 
@@ -76,18 +75,19 @@ def mask(work: Path, scan: Path, folder: Path, count: int, *options: str) -> Row
     return {"scans": count, **row, "wall_s_per_scan": round(row["wall_s"] / count, 3)}
 
 
-def tools(work: Path, scan: Path, folder: Path) -> list[Row]:
+def tools(given: tuple[Path, Path, Path], names: Sequence[str], batch: int) -> list[Row]:
     """Measure this app and the other tools on one scan, one straight after the other."""
+    work, scan, folder = given
     rows = [
         {"tool": "singlestrip-bids", "how": "cold", **mask(work, scan, folder, 1)},
-        {"tool": "singlestrip-bids", "how": "batch", **mask(work, scan, folder, BATCH)},
+        {"tool": "singlestrip-bids", "how": "batch", **mask(work, scan, folder, batch)},
     ]
     plain = work / "scan.nii"
     peers._save(volume.load(scan), str(plain))
     many = work / "many"
-    for number in range(BATCH):
+    for number in range(batch):
         derivatives.write_bytes(many / f"{number}.nii", plain.read_bytes())
-    for name, tool in peers.TOOLS.items():
+    for name, tool in ((name, peers.TOOLS[name]) for name in names):
         if tool.uses_label or tool.missing():
             rows.append({"tool": name, "how": "not measured", "error": tool.missing() or "label"})
             continue
@@ -97,13 +97,14 @@ def tools(work: Path, scan: Path, folder: Path) -> list[Row]:
         rows.append({"tool": tool.version(), "how": "cold", "scans": 1, **measure(words, work)})
         if name == "deepbet":  # the only one that takes several scans
             row = measure([words[0], "-i", many, "-o", work / "b", "-m", work / "m"], work)
-            row["wall_s_per_scan"] = round(row["wall_s"] / BATCH, 3)
-            rows.append({"tool": tool.version(), "how": "batch", "scans": BATCH, **row})
+            row["wall_s_per_scan"] = round(row["wall_s"] / batch, 3)
+            rows.append({"tool": tool.version(), "how": "batch", "scans": batch, **row})
     for row in rows:
         row |= {"scan": scan.name}
         for one in rows:
             if one["how"] == row["how"] and one["tool"] == "singlestrip-bids" and "wall_s" in row:
-                row["times_ours"] = round(row["wall_s"] / one["wall_s"], 2)
+                row["cpu_s_over_ours"] = round(row["cpu_s"] / one["cpu_s"], 2)
+                row["wall_s_over_ours"] = round(row["wall_s"] / one["wall_s"], 2)
     return rows
 
 
@@ -315,13 +316,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure from the command line."""
     parts: dict[str, Callable[[Path, Path, Path], list[Row]]]
-    parts = {"tools": tools, "stages": stages, "presets": presets, "training": training}
+    parts = {"stages": stages, "presets": presets, "training": training}
+    names = ["tools", *parts, "sizes"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for what is made in passing")
     parser.add_argument("--scan", type=Path, help="a real T1w")
     parser.add_argument("--model", type=Path, help="code/singlestrip folder of a group run")
     parser.add_argument("--out", type=Path, default=Path("speed"))
-    parser.add_argument("--parts", nargs="+", choices=[*parts, "sizes"], default=[*parts, "sizes"])
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--tools", nargs="+", choices=peers.TOOLS, default=list(peers.TOOLS))
+    parser.add_argument("--batch", type=int, default=10, help="scans in a batch")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--note", default="", help="a sentence for the results")
     parser.add_argument("--step", nargs=2, metavar=("PRESET", "N"), help=argparse.SUPPRESS)
@@ -330,8 +334,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(step(args.step[0], int(args.step[1]))))
         return 0
     args.work.mkdir(parents=True, exist_ok=True)
+    parts["tools"] = lambda *given: tools(given, args.tools, args.batch)
     parts["sizes"] = lambda work, _, folder: sizes(work, folder, args.counts)
-    command = " ".join(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = " ".join(Path(word).name if "/" in word else word for word in words)
     results: dict[str, Any] = {**record.facts(), "command": command, "note": args.note}
     text = ""
     for name in args.parts:

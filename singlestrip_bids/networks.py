@@ -97,15 +97,15 @@ def _convolve(conv: nn.Conv3d, x: Tensor, below: Tensor | None, slab: int) -> Te
     out, last = x, x[:, :, :0]  # the plane before those in work, as it was
     for start in range(0, count, planes):
         stop = min(start + planes, count)
-        piece = x[:, :, start : stop + 1]
-        piece = torch.cat([last, piece], dim=2) if start else piece
+        piece = torch.cat([last, x[:, :, start : stop + 1]], dim=2)
         if below is not None:
             first = start - last.shape[2]
             half = below[:, :, first // 2 : (first + piece.shape[2] + 1) // 2]
             double = F.interpolate(half, scale_factor=2.0, mode="nearest")
             double = double[:, :, first % 2 : first % 2 + piece.shape[2]]
             piece = torch.cat([double, piece], dim=1)
-        made = conv(piece)[:, :, last.shape[2] :][:, :, : stop - start]
+        piece = F.pad(piece, (0, 0, 0, 0, start == 0, stop == count))
+        made = F.conv3d(piece, conv.weight, conv.bias, padding=(0, 1, 1))
         last = x[:, :, stop - 1 : stop].clone()
         if start == 0 and (made.shape[1], made.dtype) != (x.shape[1], x.dtype):
             shape, layout = (*made.shape[:2], *x.shape[2:]), torch.channels_last_3d

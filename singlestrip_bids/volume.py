@@ -37,10 +37,10 @@ PERCENTILES = (0.5, 99.0)  # the intensities that become 0 and 1
 
 @dataclass(frozen=True)
 class Image:
-    """One 3D volume as stored: ``data`` (X, Y, Z) finite float32, and its NIfTI header."""
+    """One 3D volume: ``data`` (X, Y, Z) finite, float32 or short integers; its NIfTI header."""
 
     path: Path
-    data: Array
+    data: NDArray
     nifti: nib.Nifti1Image
     volumes: int = 1
 
@@ -101,7 +101,7 @@ def _check_length(path: Path, nifti: nib.Nifti1Image) -> None:
         raise EOFError(f"{length} bytes instead of {needed}")
 
 
-def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]:
+def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int]:
     dtype = nifti.get_data_dtype()
     if dtype.fields or dtype.kind == "c":
         raise BadData(f"{path}: {dtype} voxels (complex or RGB); give a magnitude image.")
@@ -115,7 +115,10 @@ def _read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int]
     try:
         _check_length(path, nifti)
         if len(shape) == 3:
-            return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1
+            stored = nifti.dataobj
+            small = dtype.kind in "iu" and dtype.itemsize < 4  # a half or a quarter of the memory
+            kept = small and (stored.slope, stored.inter) == (1, 0)
+            return np.asarray(stored, None if kept else np.float32).reshape(shape), 1
         return _mean_over_time(nifti, shape), shape[3]
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
