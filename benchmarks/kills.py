@@ -29,6 +29,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from singlestrip_bids import cli
+from singlestrip_bids.options import LEVELS
 
 HIDDEN = ".tmp"  # ending of a file that is not yet under its final name
 
@@ -41,7 +42,7 @@ def command(bids: Path, out: Path, words: Sequence[str]) -> list[str]:
 def start(words: Sequence[str]) -> BaseProcess:
     """Start the app in a process of its own."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"singlestrip_bids.{name}" for name in ("cli", *cli.LEVELS)])
+    context.set_forkserver_preload([f"singlestrip_bids.{name}" for name in ("cli", *LEVELS)])
     process = context.Process(target=_app, args=(list(words),))
     process.start()
     return process
@@ -142,7 +143,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder that is removed first")
     parser.add_argument("--moments", type=int, default=20, help="of each level")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--levels", nargs="+", choices=cli.LEVELS, default=cli.LEVELS)
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=LEVELS)
     parser.add_argument("--model", type=Path, help="for participant (default: that of group)")
     a, options = parser.parse_known_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -242,7 +242,8 @@ def _save(image: volume.Image, path: str) -> None:
     """
     header = image.nifti.header.copy()
     header.set_data_dtype(np.float32)
-    nib.save(nib.Nifti1Image(image.data - image.data.min(), image.affine, header), path)
+    data = image.data.astype(np.float32)
+    nib.save(nib.Nifti1Image(data - data.min(), image.affine, header), path)
 
 
 def _describe(tool: Tool, label: Label | None, folder: Path) -> None:

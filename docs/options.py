@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from singlestrip_bids.cli import build_parser
+from singlestrip_bids.options import build_parser
 
 USAGE = Path(__file__).with_name("usage.md")
 BEGIN, END = "<!-- written by docs/options.py -->\n", "<!-- to here -->"

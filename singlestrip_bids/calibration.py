@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import nn
 
 from . import quality
 from .config import QualityConfig
 from .inference import look_twice, mask_from
 from .networks import UNet
-from .runtime import Runtime
+from .runtime import Runtime, as_memory_allows
 from .volume import Conformed
 
 COVERAGE = 0.9  # of the interval
@@ -134,6 +133,8 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
 
 def _slopes(terms: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least squares; slopes at least 0, the constant free (the difference of two)."""
+    from scipy.optimize import nnls  # slow to import, and masking needs none
+
     solution, _ = nnls(np.column_stack([terms, -terms[:, -1]]), target)
     return np.append(solution[:-2], solution[-2] - solution[-1])
 
@@ -150,11 +151,14 @@ class Look:
         The same, cut at one half and cleaned.
     evidence : Evidence
         What can be seen of the mask.
+    way : str
+        How it was computed where the GPU's memory was full, otherwise empty.
     """
 
     probability: NDArray[np.float32]
     mask: NDArray[np.bool_]
     evidence: Evidence
+    way: str = ""
 
 
 def look(
@@ -164,8 +168,13 @@ def look(
     config: QualityConfig,
     runtime: Runtime,
 ) -> Look:
-    """Mask a scan and gather the evidence."""
-    probability, mirror = look_twice(network, conformed, runtime)
-    mask = mask_from(probability)
-    score = quality.score(autoencoder, mask, config, runtime)
-    return Look(probability, mask, Evidence(score, mirror))
+    """Mask a scan and gather the evidence; a full GPU is no reason to fail."""
+
+    def on(machine: Runtime) -> Look:
+        probability, mirror = look_twice(network, conformed, machine)
+        mask = mask_from(probability)
+        score = quality.score(autoencoder, mask, config, machine)
+        way = "" if machine == runtime else machine.way
+        return Look(probability, mask, Evidence(score, mirror), way)
+
+    return as_memory_allows(on, runtime)

@@ -217,5 +217,13 @@ class RunConfig:
     fmriprep_sessionwise: bool = False
     overwrite: bool = False
     stop_on_first_crash: bool = False
+    nprocs: int | None = None
+    mem: float | None = None
+    low_mem: bool = False
     log_dir: Path | None = None
     ratings: Path | None = None
+
+    @property
+    def overlap(self) -> bool:
+        """Whether the participant level works on several scans at a time."""
+        return not self.low_mem and self.nprocs != 1

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from . import __version__, errors
-from .cli import build_parser
+from .options import build_parser
 
 _SKIPPED = (argparse._HelpAction, argparse._VersionAction)
 

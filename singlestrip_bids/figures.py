@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from contourpy import contour_generator
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .volume import Mask
+from .masks import Mask
 
 OUTLINE = "#ffb000"  # orange, told apart from grey by all eyes
 SECOND = "#56b4e9"  # sky blue, told apart from orange by all eyes
@@ -139,6 +138,8 @@ def gallery(volumes: Sequence[tuple[NDArray, Mask]], colours: str = "gray") -> N
                 for (data, mask), at in zip(volumes, middles, strict=True)
             ]
         )
+    from matplotlib import colormaps  # slow to import, and masks are drawn without
+
     canvas, (lines,) = _lay_out(rows)
     table = (colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
     picture = Image.fromarray(table[canvas])

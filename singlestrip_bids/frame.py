@@ -13,7 +13,8 @@ from scipy import ndimage
 
 from . import volume
 from .inference import conform_image
-from .volume import Array, Conformed, Image, Mask, clean
+from .masks import Mask, clean
+from .volume import Array, Conformed, Image
 
 AIR = 0.15  # of the intensities' range; what is brighter belongs to the head
 RIM = 0.02  # planes with less of the head than this, against the fullest, are left out

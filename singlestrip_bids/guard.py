@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from . import derivatives, volume
+from . import derivatives
 from .calibration import Calibration, Evidence, line_through, look
 from .config import SynthesisConfig
 from .inference import mask_from
 from .inputs import Scan
+from .masks import Mask, pack, unpack
 from .metrics import dice
 from .networks import UNet
 from .ranking import masks_of, register
@@ -28,7 +29,7 @@ from .runtime import Progress, check_stop, mix_seed
 from .selection import spread
 from .stage import Stage
 from .synthesis import Source, training_batch
-from .volume import Conformed, Mask
+from .volume import Conformed
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -172,7 +173,7 @@ class _Seen:
     @property
     def mask(self) -> Mask:
         """The mask, which is packed because there may be many."""
-        return volume.unpack(self.packed, self.shape)
+        return unpack(self.packed, self.shape)
 
 
 def _second_opinions(
@@ -186,7 +187,7 @@ def _second_opinions(
             carried = masks_of(stage, scan, "round-1").get("carried") if ranked else None
             if carried is None:
                 carried = mask_from(register(stage, stage.conform(scan), sources))
-            packed.append(volume.pack(carried))
+            packed.append(pack(carried))
             progress.step(scan.name)
     return packed
 
@@ -208,8 +209,8 @@ def _seen(
             seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
             share = seen.mask.sum() * stage.frame.voxel_size**3 / 1000 / stage.frame.brain_ml
             plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
-            opinion = dice(seen.mask, volume.unpack(carried, seen.mask.shape))
-            packed = volume.pack(seen.mask)
+            opinion = dice(seen.mask, unpack(carried, seen.mask.shape))
+            packed = pack(seen.mask)
             found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
             progress.step(scan.name)
     return found

@@ -21,7 +21,8 @@ from .config import RunConfig
 from .errors import Usage
 from .finished import write_with_sidecar
 from .inputs import Scan
-from .volume import Image, Mask
+from .masks import Mask
+from .volume import Image
 
 LOG = logging.getLogger("singlestrip_bids")
 

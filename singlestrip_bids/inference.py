@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from . import volume
+from .masks import clean
 from .metrics import dice
 from .networks import UNet
 from .runtime import Runtime
 from .synthesis import draw_remap, look_up
 from .volume import Conformed, Image
+
+PAIR = 2  # images in a batch
 
 
 @torch.inference_mode()
@@ -37,15 +42,16 @@ def predict(
     ndarray
         (X, Y, Z) in [0, 1]; zero outside the field of view. The same at every call.
     """
-    network.eval()
     image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
     inside = torch.from_numpy(conformed.inside).to(runtime.device)[None, None]
     tables = draw_remap(runtime.generator(0), copies, mild=1.0)
-    total = torch.zeros_like(image)
-    for copy in range(copies):
-        painted = look_up(image, tables[copy : copy + 1]) * inside if copies > 1 else image
-        total += _probability(network, painted, runtime, mirrored=copy % 2 == 1)
-    return np.where(conformed.inside, (total[0, 0] / copies).cpu().numpy(), np.float32(0))
+    looks = [image]
+    if copies > 1:
+        looks = [look_up(image, table) * inside for table in tables.split(1)]
+    total = torch.zeros_like(image[0])
+    for probability in _probabilities(network, looks, runtime):
+        total += probability
+    return np.where(conformed.inside, (total[0] / copies).cpu().numpy(), np.float32(0))
 
 
 @torch.inference_mode()
@@ -60,27 +66,35 @@ def look_twice(
         (X, Y, Z) in [0, 1], zero outside the field of view; and the Dice of the two masks,
         0 where one is empty.
     """
-    network.eval()
     image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
     looks = [
-        np.where(
-            conformed.inside,
-            _probability(network, image, runtime, mirrored)[0, 0].cpu().numpy(),
-            np.float32(0),
-        )
-        for mirrored in (False, True)
+        np.where(conformed.inside, probability[0].cpu().numpy(), np.float32(0))
+        for probability in _probabilities(network, [image, image], runtime)
     ]
     masks = [mask_from(probability) for probability in looks]
     agreement = dice(*masks) if all(mask.any() for mask in masks) else 0.0
     return np.float32(0.5) * (looks[0] + looks[1]), agreement
 
 
-def _probability(network: UNet, image: Tensor, runtime: Runtime, mirrored: bool) -> Tensor:
-    """Brain probability of an image (1, 1, X, Y, Z), seen as it is or in the mirror."""
-    axes = (2,) if mirrored else ()
-    with runtime.autocast():
-        logits = network(image.flip(axes))
-    return logits.float().sigmoid().flip(axes)
+def _probabilities(network: UNet, images: list[Tensor], runtime: Runtime) -> Iterator[Tensor]:
+    """Brain probability of images (1, 1, X, Y, Z), each (1, X, Y, Z); every second is mirrored.
+
+    As many as the memory allows go through the network at a time: small ones gain most by it.
+    """
+    network.to(runtime.device).eval()
+    bytes_of_one = 4 * images[0].numel() * network.config.features[0] // network.config.stem**3
+    room = PAIR if runtime.slab is None else min(max(runtime.slab // bytes_of_one, 1), PAIR)
+    for first in range(0, len(images), room):
+        mirrored = [number % 2 == 1 for number in range(first, min(first + room, len(images)))]
+        batch = torch.cat([_turn(images[first + i], flip) for i, flip in enumerate(mirrored)])
+        with runtime.autocast():
+            logits = network(batch, runtime.slab)
+        for one, flip in zip(logits.float().sigmoid(), mirrored, strict=True):
+            yield _turn(one[None], flip)[0]
+
+
+def _turn(image: Tensor, mirrored: bool) -> Tensor:
+    return image.flip(2) if mirrored else image
 
 
 def conform_image(image: Image, voxel_size: float, size: int, multiple: int) -> Conformed:
@@ -91,4 +105,4 @@ def conform_image(image: Image, voxel_size: float, size: int, multiple: int) -> 
 
 def mask_from(probability: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Threshold at one half, keep the largest component, fill its holes."""
-    return volume.clean(probability > 0.5)
+    return clean(probability > 0.5)

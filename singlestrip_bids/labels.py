@@ -6,8 +6,6 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 INSIDE, OUTSIDE = 10, 6  # SingleStrip, section 2.1
 CLASSES = 1 + OUTSIDE + INSIDE  # with 0, what lies outside the field of view
@@ -59,6 +57,9 @@ def class_map(
 
 def _cluster(values: NDArray[np.float32], count: int, seed: int, voxels: int) -> NDArray[np.uint8]:
     """Index of the mixture component of each value, components in order of their means."""
+    from sklearn.exceptions import ConvergenceWarning  # slow to import, and masking needs none
+    from sklearn.mixture import GaussianMixture
+
     rng = np.random.default_rng(seed)
     sample = values if values.size <= voxels else rng.choice(values, voxels, replace=False)
     count = min(count, np.unique(sample).size)

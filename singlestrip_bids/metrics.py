@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from .masks import box
+
 BoolArray = NDArray[np.bool_]
 
 
@@ -95,8 +97,8 @@ def hausdorff95(a: ArrayLike, b: ArrayLike, voxel_size: Sequence[float]) -> floa
         )
     if not first.any() or not second.any():
         return 0.0 if first.any() == second.any() else float("inf")
-    box = _bounding_box(first | second)
-    one, two = _surface(first[box]), _surface(second[box])
+    place = box(first | second)
+    one, two = _surface(first[place]), _surface(second[place])
     to_two = ndimage.distance_transform_edt(~two, sampling=spacing)[one]
     to_one = ndimage.distance_transform_edt(~one, sampling=spacing)[two]
     return float(np.percentile(np.concatenate([to_two, to_one]), 95))
@@ -116,11 +118,3 @@ def _masks(a: ArrayLike, b: ArrayLike) -> tuple[BoolArray, BoolArray]:
 def _surface(mask: BoolArray) -> BoolArray:
     """Return the mask voxels with a face neighbour outside the mask or the array."""
     return mask & ~ndimage.binary_erosion(mask, border_value=0)
-
-
-def _bounding_box(mask: BoolArray) -> tuple[slice, ...]:
-    """Return the box of a nonempty mask, one voxel wider where the volume allows."""
-    # The extra voxel keeps a mask that ends inside the volume from ending at the array's border.
-    return tuple(
-        slice(max(int(where.min()) - 1, 0), int(where.max()) + 2) for where in np.nonzero(mask)
-    )

@@ -28,6 +28,27 @@ def unfold(blocks: Tensor, stem: int) -> Tensor:
     return volume.reshape(b, 1, stem * x, stem * y, stem * z)
 
 
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance normalisation that leaves channels last on the processor, which is far faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, X, Y, Z)."""
+        if x.is_cpu:  # as many groups as channels: the same numbers
+            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+    def in_place(self, x: Tensor, slab: int) -> None:
+        """Do the same to ``x`` itself, with ``slab`` bytes of room; no gradients."""
+        axes, count = (2, 3, 4), x[0, 0].numel()
+        parts = x.split(_planes(x, x.shape[1], slab), dim=2)
+        mean = torch.stack([p.float().sum(axes, keepdim=True) for p in parts]).sum(0) / count
+        squares = [(p - mean).square_().sum(axes, keepdim=True) for p in parts]
+        wide = (1, -1, 1, 1, 1)
+        scale = torch.rsqrt(torch.stack(squares).sum(0) / count + self.eps)
+        scale = scale * self.weight.view(wide)
+        x.mul_(scale).add_(self.bias.view(wide) - mean * scale)
+
+
 class ConvBlock(nn.Sequential):
     """Two 3³ convolutions, each with an optional instance normalisation and a LeakyReLU."""
 
@@ -36,9 +57,61 @@ class ConvBlock(nn.Sequential):
         for channels in (inputs, outputs):
             layers.append(nn.Conv3d(channels, outputs, 3, padding=1, bias=not normalise))
             if normalise:
-                layers.append(nn.InstanceNorm3d(outputs, affine=True))
+                layers.append(InstanceNorm(outputs, affine=True))
             layers.append(nn.LeakyReLU(SLOPE))
         super().__init__(*layers)
+
+    def in_slabs(self, x: Tensor, below: Tensor | None, slab: int) -> Tensor:
+        """Compute the same in little memory, without gradients; ``x`` is overwritten.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, C, X, Y, Z).
+        below : Tensor or None
+            (B, C', X/2, Y/2, Z/2), which ``x`` is stacked under at twice its size.
+        slab : int
+            Bytes that the input of a convolution may take.
+        """
+        for layer in self:
+            if isinstance(layer, nn.Conv3d):
+                x, below = _convolve(layer, x, below, slab), None
+            elif isinstance(layer, InstanceNorm):
+                layer.in_place(x, slab)
+            else:
+                F.leaky_relu_(x, SLOPE)
+        return x
+
+
+def _planes(x: Tensor, channels: int, slab: int) -> int:
+    """How many planes of X fit into so many bytes, two at least."""
+    return max(slab // (x[:, 0, 0].numel() * channels * x.element_size()), 2)
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor, below: Tensor | None, slab: int) -> Tensor:
+    """Convolve some planes of X at a time; the result takes the place of ``x`` where it fits."""
+    count = x.shape[2]
+    planes = _planes(x, max(conv.in_channels, conv.out_channels), slab)
+    if below is None and planes >= count:
+        return conv(x)
+    out, last = x, x[:, :, :0]  # the plane before those in work, as it was
+    for start in range(0, count, planes):
+        stop = min(start + planes, count)
+        piece = torch.cat([last, x[:, :, start : stop + 1]], dim=2)
+        if below is not None:
+            first = start - last.shape[2]
+            half = below[:, :, first // 2 : (first + piece.shape[2] + 1) // 2]
+            double = F.interpolate(half, scale_factor=2.0, mode="nearest")
+            double = double[:, :, first % 2 : first % 2 + piece.shape[2]]
+            piece = torch.cat([double, piece], dim=1)
+        piece = F.pad(piece, (0, 0, 0, 0, start == 0, stop == count))
+        made = F.conv3d(piece, conv.weight, conv.bias, padding=(0, 1, 1))
+        last = x[:, :, stop - 1 : stop].clone()
+        if start == 0 and (made.shape[1], made.dtype) != (x.shape[1], x.dtype):
+            shape, layout = (*made.shape[:2], *x.shape[2:]), torch.channels_last_3d
+            out = torch.empty(shape, dtype=made.dtype, device=x.device, memory_format=layout)
+        out[:, :, start:stop] = made
+    return out
 
 
 class UNet(nn.Module):
@@ -69,9 +142,20 @@ class UNet(nn.Module):
         )
         self.head = nn.Conv3d(config.features[0], voxels, 3, padding=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, 1, X, Y, Z) of an image of that shape, X, Y, Z multiples of ``multiple``."""
+    def forward(self, image: Tensor, slab: int | None = None) -> Tensor:
+        """Compute the logits of an image.
+
+        Parameters
+        ----------
+        image : Tensor
+            (B, 1, X, Y, Z); X, Y and Z are multiples of ``config.multiple``.
+        slab : int or None
+            Bytes of room for the input of a layer, which is then computed in slabs and in place:
+            the same numbers in a fraction of the memory, without gradients.
+        """
         x = fold(image, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
+        if slab is not None:
+            return self._in_slabs(x, slab)
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(F.max_pool3d(x, 2) if level else x)
@@ -79,6 +163,16 @@ class UNet(nn.Module):
         for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
         return unfold(self.head(x), self.config.stem)
+
+    def _in_slabs(self, x: Tensor, slab: int) -> Tensor:
+        skips: list[Tensor] = []
+        for block in self.encoder:
+            x = F.max_pool3d(skips[-1], 2) if skips else x
+            skips.append(block.in_slabs(x, None, slab))  # type: ignore[operator]
+        x = skips.pop()
+        for block in self.decoder:
+            x = block.in_slabs(skips.pop(), x, slab)  # type: ignore[operator]
+        return unfold(_convolve(self.head, x, None, slab), self.config.stem)
 
 
 # kernel, stride and output channels of the encoder for slices of 256² (Galati & Zuluaga 2021);

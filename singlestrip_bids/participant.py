@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import border, derivatives, group_report, handoff, methods, model, reports, volume
-from .calibration import COVERAGE, Evidence, look
+from .calibration import COVERAGE, Look, look
 from .config import RunConfig
 from .errors import ScanFailed, SingleStripError
 from .finished import finished, stamp, write_with_sidecar
 from .inputs import Scan, selected
+from .masks import Mask
 from .model import Model
+from .pipeline import flow
 from .records import report_crash
 from .runtime import Progress, Runtime, check_stop
-from .volume import Array, Image, Mask
+from .volume import Conformed, Image
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -26,6 +29,7 @@ DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "
     "of the mask; inside, minus that to the nearest voxel outside."
 )
+BASE_GB = 0.9  # of memory, whatever the scan: the interpreter, PyTorch, the network at work
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,31 @@ class Brain:
 
     Attributes
     ----------
-    mask, probability : ndarray
+    mask : ndarray of bool
         (X, Y, Z) on the image's own grid.
-    evidence : Evidence
-        What can be seen of the mask.
+    seen : Look
+        What the network makes of it, on the model's grid.
+    grid : Conformed
+        The image on that grid.
     expected : tuple of float
         The Dice to be expected, and the lower and the upper end of its interval.
-    voxel_size : float
-        Of the grid on which it was found, in mm.
     """
 
     mask: Mask
-    probability: Array
-    evidence: Evidence
+    seen: Look
+    grid: Conformed
     expected: tuple[float, float, float]
-    voxel_size: float
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A scan on its way: read, and after the network with its brain."""
+
+    seconds: float
+    image: Image
+    conformed: Conformed
+    checksums: Mapping[str, str]
+    brain: Brain | None = None
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -69,31 +83,32 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     failed: dict[str, str] = {}
     skipped = 0
     last = {scan.subject: scan for scan in scans}
-    with Progress("participant", len(scans)) as progress:
-        for scan in scans:
-            check_stop()
+    stages = _stages(trained, config, runtime, handed)
+    with (
+        Progress("participant", len(scans)) as progress,
+        closing(flow(scans, *stages, overlap=config.overlap)) as done,
+    ):
+        for scan, outcome in done:
             note = scan.name
-            try:
-                wanted = images(scan, config, scan in handed)
-                if not config.overwrite and finished(wanted, scan, trained):
-                    skipped += 1
-                else:
-                    expected = process(scan, trained, config, runtime, scan in handed)
-                    note += f" expected Dice {expected:.3f}"
-            except Exception as error:  # one bad scan never stops the others
-                failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
+            if isinstance(outcome, Exception):
+                failed[scan.relative] = report_crash(config.log_dir, scan.path, outcome)
+            elif outcome is None:
+                skipped += 1
+            else:
+                note += f" expected Dice {outcome:.3f}"
             progress.step(note)
             if scan is last[scan.subject]:
                 reports.subject_page(config.output_dir, scan.subject, trained.card, failed)
             if failed and config.stop_on_first_crash:
                 LOG.error("Stopped: %d of %d scans were looked at.", progress.done, len(scans))
                 break
+            check_stop()
     if skipped:
         LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
     group_report.write(config.output_dir, trained.folder)
     methods.write(config.output_dir, trained.folder)
-    done = [scan.subject for scan in scans[: progress.done]]
-    reports.subject_pages(config.output_dir, done, trained.card, failed)
+    subjects = [scan.subject for scan in scans[: progress.done]]
+    reports.subject_pages(config.output_dir, subjects, trained.card, failed)
     if config.qc_threshold:
         _name_doubtful(config.output_dir, scans, config.qc_threshold)
     _complain(failed, scans)
@@ -161,36 +176,71 @@ def _wants_brain(scan: Scan, config: RunConfig) -> bool:
     return "brain" in config.output and scan.datatype == "anat"  # elsewhere BIDS has no name
 
 
-def process(
-    scan: Scan, trained: Model, config: RunConfig, runtime: Runtime, hand_over: bool = False
-) -> float:
-    """Mask one scan, write all that is wanted of it, and return its expected Dice.
+def _stages(
+    trained: Model, config: RunConfig, runtime: Runtime, handed: Collection[Scan]
+) -> tuple[
+    Callable[[Scan], _Work | None],
+    Callable[[Scan, _Work | None], _Work | None],
+    Callable[[Scan, _Work | None], float | None],
+]:
+    """Make the three stages of a scan; None stands for a scan that was finished before."""
 
-    Raises
-    ------
-    BadData
-        The scan cannot be read, or is already skull-stripped.
-    ScanFailed
-        The network found no brain.
-    """
-    began = time.monotonic()
-    image = volume.load(scan.path)
-    brain = find_brain(image, trained, runtime)
+    def read(scan: Scan) -> _Work | None:
+        wanted = images(scan, config, scan in handed)
+        if not config.overwrite and finished(wanted, scan, trained):
+            return None
+        _check_memory(scan, config.mem)
+        began = time.monotonic()
+        image = volume.load(scan.path)
+        conformed, checksums = trained.frame.conform(image), stamp(scan, trained)
+        return _Work(time.monotonic() - began, image, conformed, checksums)
+
+    def compute(scan: Scan, work: _Work | None) -> _Work | None:
+        if work is None:
+            return None
+        began = time.monotonic()
+        brain = _find(work.image, work.conformed, trained, runtime)
+        return replace(work, brain=brain, seconds=work.seconds + time.monotonic() - began)
+
+    shapes = reports.Shapes(trained, runtime)
+
+    def write(scan: Scan, work: _Work | None) -> float | None:
+        return _write(scan, work, shapes, config, scan in handed) if work else None
+
+    return read, compute, write
+
+
+def _write(
+    scan: Scan, work: _Work, shapes: reports.Shapes, config: RunConfig, hand_over: bool
+) -> float:
+    """Write all that is wanted of a scan, and return its expected Dice."""
+    image, brain = work.image, work.brain
+    assert brain is not None
     path = derivatives.mask_path(config.output_dir, scan)
-    checksums = stamp(scan, trained)
-    fields = {**_fields(trained, brain, image), **checksums}
-    fields["ComputeSeconds"] = round(time.monotonic() - began, 2)
+    fields = {**_fields(shapes.trained, brain, image), **work.checksums}
+    fields["ComputeSeconds"] = round(work.seconds, 2)
     write_with_sidecar(
         path,
         lambda: derivatives.write_mask(path, brain.mask, image.nifti),
         derivatives.sidecar(scan, fields),
     )
-    shapes = reports.Shapes(trained, runtime)
-    reports.draw(config.output_dir, scan, image, brain.mask, shapes, brain.voxel_size)
-    _write_more(scan, image, brain, config, checksums)
+    reports.draw(config.output_dir, scan, image, brain.mask, shapes, brain.grid.voxel_size)
+    _write_more(scan, image, brain, config, work.checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)
     return brain.expected[0]
+
+
+def _check_memory(scan: Scan, allowed: float | None) -> None:
+    """Raise `ScanFailed` where a scan alone would need more than ``--mem``."""
+    if allowed is None:
+        return
+    needed = volume.memory_needed(scan.path) / 1e9
+    if needed > allowed - BASE_GB:
+        raise ScanFailed(
+            f"{scan.path}: to mask it takes about {BASE_GB + needed:.1f} GB of memory, and --mem "
+            f"allows {allowed:g}; raise it."
+        )
 
 
 def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
@@ -203,16 +253,17 @@ def find_brain(image: Image, trained: Model, runtime: Runtime) -> Brain:
     ScanFailed
         The network found no brain.
     """
-    conformed = trained.frame.conform(image)
+    return _find(image, trained.frame.conform(image), trained, runtime)
+
+
+def _find(image: Image, conformed: Conformed, trained: Model, runtime: Runtime) -> Brain:
     seen = look(trained.network, trained.autoencoder, conformed, trained.quality, runtime)
-    probability = volume.restore(seen.probability, conformed.affine, image)
-    mask = volume.clean(probability > 0.5)
+    mask = volume.restore_mask(seen.probability, conformed.affine, image)
     if not mask.any():
         raise ScanFailed(
             f"{image.path}: the network found no brain; look at the scan, or label one like it."
         )
-    expected = trained.calibration.expect(seen.evidence)
-    return Brain(mask, probability, seen.evidence, expected, conformed.voxel_size)
+    return Brain(mask, seen, conformed, trained.calibration.expect(seen.evidence))
 
 
 def _write_more(
@@ -231,9 +282,10 @@ def _write_more(
     if "probseg" in config.output:
         soft = derivatives.probability_path(output_dir, scan)
         about = "Output of the network, 0 to 1, in steps of 1/255. Not calibrated."
+        probability = volume.restore(brain.seen.probability, brain.grid.affine, image)
         write_with_sidecar(
             soft,
-            lambda: derivatives.write_probability(soft, brain.probability, image.nifti),
+            lambda: derivatives.write_probability(soft, probability, image.nifti),
             {**source, "Description": about},
         )
     if "distance" in config.output:
@@ -271,19 +323,21 @@ def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
             "interval: estimated without a second label, from corrupted copies of the labelled "
             "scan and, where it was registered, from its mask on unlabelled scans."
         ),
-        "QualityScore": round(brain.evidence.score, 4),
+        "QualityScore": round(brain.seen.evidence.score, 4),
         "QualityScoreDescription": (
             "Dice overlap of the mask with its reconstruction by an autoencoder that knows the "
             "label's shape alone; 1 is best. A rank, not an estimate of accuracy."
         ),
-        "MirrorAgreement": round(brain.evidence.mirror, 4),
+        "MirrorAgreement": round(brain.seen.evidence.mirror, 4),
         "MirrorAgreementDescription": (
             "Dice overlap of the masks of the image and of its mirror image."
         ),
         "BrainVolumeMl": round(volume.millilitres(brain.mask, image.affine), 1),
-        "WorkingVoxelSizeMm": round(brain.voxel_size, 3),
+        "WorkingVoxelSizeMm": round(brain.grid.voxel_size, 3),
         "Model": trained.card["network"],
     }
+    if brain.seen.way:
+        fields["OutOfMemory"] = f"The GPU's memory was full; computed {brain.seen.way}."
     if image.averaged < image.volumes:
         fields["Averaged"] = (
             f"The mask is of the mean of the {image.averaged} volumes without diffusion "

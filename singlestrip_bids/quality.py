@@ -16,11 +16,10 @@ from torch import Generator, Tensor, nn
 
 from .config import QualityConfig, TrainingConfig
 from .losses import reconstruction
+from .masks import Mask
 from .metrics import dice
 from .runtime import Runtime
 from .training import Loss
-
-Mask = NDArray[np.bool_]
 
 ROTATION_DEG, SCALES, SHIFT = 30.0, (0.7, 1.4), 0.1  # of slices in training
 

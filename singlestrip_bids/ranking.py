@@ -15,15 +15,16 @@ from . import checkpoints, model, quality, volume
 from .errors import BadData, ScanFailed
 from .inference import mask_from, predict
 from .inputs import Scan
+from .masks import Mask, pack, unpack
 from .metrics import dice
 from .networks import UNet
 from .records import report_crash
 from .registration import carry_over
-from .runtime import OUT_OF_MEMORY, Progress, check_stop
+from .runtime import OUT_OF_MEMORY, Progress, as_memory_allows, check_stop
 from .selection import Candidate, top_k
 from .stage import Stage
 from .synthesis import Source
-from .volume import Conformed, Mask
+from .volume import Conformed
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) ->
     """
 
     def by_network(conformed: Conformed) -> NDArray[np.float32]:
-        return predict(network, conformed, stage.runtime, stage.method.copies)
+        return as_memory_allows(
+            lambda machine: predict(network, conformed, machine, stage.method.copies),
+            stage.runtime,
+        )
 
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
@@ -157,14 +161,14 @@ def _candidate(
 
 
 def _packed(mask: Mask) -> Tensor:
-    return torch.frombuffer(bytearray(volume.pack(mask)), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(pack(mask)), dtype=torch.uint8)
 
 
 def masks_of(stage: Stage, scan: Scan, name: str) -> dict[str, Mask]:
     """Read the masks that :func:`rank` left on disk: ``mask``, and ``carried`` if there is one."""
     tensors, card = checkpoints.load(_place(stage, scan, name))
     shape = tuple(card["shape"])
-    return {key: volume.unpack(t.numpy().tobytes(), shape) for key, t in tensors.items()}
+    return {key: unpack(t.numpy().tobytes(), shape) for key, t in tensors.items()}
 
 
 def _place(stage: Stage, scan: Scan, name: str) -> Path:

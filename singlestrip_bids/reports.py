@@ -19,10 +19,11 @@ from . import __version__, derivatives, quality, volume
 from .errors import SingleStripError
 from .figures import mosaic
 from .inputs import Scan
+from .masks import Mask
 from .model import Model
 from .runtime import Runtime
 from .templates import render
-from .volume import Image, Mask
+from .volume import Image
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -36,7 +37,6 @@ PICTURES = {
     "thumbnail": ".jpg",
 }  # of a mask
 BARS = 32  # of the histogram of volumes
-BLOCK_MM = 2.0  # the reconstruction is coarse: it is drawn in blocks of voxels up to this size
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,7 @@ class Shapes:
         rebuilt = quality.rebuild(
             self.trained.autoencoder, placed.data > 0.5, self.trained.quality, self.runtime
         )
-        sizes = image.nifti.header.get_zooms()[:3]
-        blocks = tuple(max(int(BLOCK_MM // size), 1) for size in sizes)
-        back = volume.restore(rebuilt.astype(np.float32), placed.affine, image, blocks) > 0.5
-        for axis, count in enumerate(blocks):
-            back = back.repeat(count, axis)
-        return back[tuple(slice(n) for n in mask.shape)]
+        return volume.restore(rebuilt, placed.affine, image) > 0.5
 
 
 def draw(
@@ -306,8 +301,7 @@ def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[
     if mirror is not None and mirror < LOW_MIRROR:
         said.append("The masks of the image and of its mirror image differ: look at both sides.")
     said += _about_model(fields, card) if card else []
-    if averaged := fields.get("Averaged"):
-        said.append(str(averaged))
+    said += [str(fields[name]) for name in ("Averaged", "OutOfMemory") if fields.get(name)]
     return tuple(said)
 
 

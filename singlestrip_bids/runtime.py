@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import logging
 import os
 import platform
@@ -11,11 +12,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -26,13 +28,29 @@ LOG = logging.getLogger("singlestrip_bids")
 
 OUT_OF_MEMORY = torch.OutOfMemoryError
 
+SLAB, THIN_SLAB = 16 << 20, 4 << 20  # bytes
+
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where tensors live and in which precision networks compute."""
+    """Where tensors live, and how networks compute.
+
+    Attributes
+    ----------
+    device : torch.device
+        Of all tensors.
+    bfloat16 : bool
+        Whether networks compute in this precision.
+    slab : int or None
+        Bytes that the input of a layer may take in prediction; larger layers are computed in
+        slabs. None computes each layer whole.
+    """
 
     device: torch.device
     bfloat16: bool
+    slab: int | None = None
 
     def autocast(self) -> torch.autocast:
         """Context in which networks run."""
@@ -42,9 +60,43 @@ class Runtime:
         """Make a generator on the device, the same for the same numbers."""
         return torch.Generator(self.device).manual_seed(mix_seed(*seed))
 
+    @property
+    def way(self) -> str:
+        """How it computes, in words."""
+        where = "on the processor" if self.device.type == "cpu" else "on the GPU"
+        return where if self.slab is None else f"{where} in slabs of {self.slab >> 20} MB"
 
-def start(device: str, threads: int | None = None) -> Runtime:
+    def rungs(self) -> list[Runtime]:
+        """Return this and what needs less of the device's memory: thin slabs, the processor."""
+        thin = replace(self, slab=THIN_SLAB)
+        ladder = [self, thin, replace(thin, device=torch.device("cpu"), bfloat16=False)]
+        return list(dict.fromkeys(ladder))
+
+
+def as_memory_allows(compute: Callable[[Runtime], Result], runtime: Runtime) -> Result:
+    """Compute, and where the GPU's memory is full once more with less of it, and say so.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        There is not even enough memory for the last way.
+    """
+    rungs = runtime.rungs()
+    for rung, below in itertools.pairwise(rungs):
+        try:
+            return compute(rung)
+        except OUT_OF_MEMORY as error:
+            why = str(error).split("\n")[0]
+        LOG.warning("OUT OF MEMORY %s (%s): now %s.", rung.way, why, below.way)
+        if rung.device.type == "cuda":  # outside of the handler, which keeps tensors alive
+            torch.cuda.empty_cache()
+    return compute(rungs[-1])
+
+
+def start(device: str, threads: int | None = None, low_memory: bool = False) -> Runtime:
     """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` and set the number of threads.
+
+    With ``low_memory``, prediction computes in thin slabs.
 
     Raises
     ------
@@ -73,8 +125,9 @@ def start(device: str, threads: int | None = None) -> Runtime:
             "check the driver (docker needs --gpus all, Apptainer --nv) or use --device cpu."
         )
     if chosen.type == "cuda":
-        return Runtime(chosen, torch.cuda.is_bf16_supported())
-    return Runtime(chosen, _cpu_has_bfloat16())
+        slab = THIN_SLAB if low_memory else None
+        return Runtime(chosen, torch.cuda.is_bf16_supported(), slab)
+    return Runtime(chosen, _cpu_has_bfloat16(), THIN_SLAB if low_memory else SLAB)
 
 
 def _name_user() -> None:
@@ -117,21 +170,13 @@ def mix_seed(*seed: int) -> int:
 
 def describe() -> dict[str, Any]:
     """Versions and hardware, for the model card."""
-    import nibabel
-    import numpy
-    import scipy
-    import sklearn
-
     from . import __version__
 
     return {
         "singlestrip-bids": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "scipy": scipy.__version__,
-        "scikit-learn": sklearn.__version__,
-        "nibabel": nibabel.__version__,
+        **{name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "nibabel")},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

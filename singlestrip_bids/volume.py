@@ -8,6 +8,7 @@ the whole field of view, always: it is padded, never cropped.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -16,33 +17,32 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from nibabel.affines import apply_affine, from_matvec, voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from . import voxels
+from . import resampling, voxels
 from .annex import check_content
 from .axes import SAME_ORDER, reordering, to_ras
 from .errors import BadData
+from .masks import Mask, box, clean
 
 LOG = logging.getLogger("singlestrip_bids")
 Array = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 PERCENTILES = (0.5, 99.0)  # the intensities that become 0 and 1
 
 
 @dataclass(frozen=True)
 class Image:
-    """One 3D volume as stored: ``data`` (X, Y, Z) finite float32, and its NIfTI header.
+    """One 3D volume: ``data`` (X, Y, Z) finite, float32 or short integers; its NIfTI header.
 
     Of a series of ``volumes`` it is the mean of as many as ``averaged`` says.
     """
 
     path: Path
-    data: Array
+    data: NDArray
     nifti: nib.Nifti1Image
     volumes: int = 1
     averaged: int = 1
@@ -111,6 +111,13 @@ def _compare_forms(path: Path, nifti: nib.Nifti1Image) -> None:
             "%s: its sform and qform are up to %.3g mm apart; the sform is used, and the mask "
             "keeps both.", path, apart,
         )  # fmt: skip
+
+
+def memory_needed(path: Path) -> int:
+    """Estimate the bytes that reading and masking an image takes, from its header alone."""
+    nifti = _open(path)
+    stored = math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
+    return stored + 12 * math.prod(nifti.shape[:3])  # float32, and twice as much in passing
 
 
 def load(path: Path) -> Image:
@@ -237,20 +244,6 @@ def upright(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray[np.float64
     return moved, voxel_sizes(placed)
 
 
-def _block_mean(data: NDArray, affine: NDArray, target: float) -> tuple[NDArray, NDArray]:
-    """Average whole blocks of voxels, the largest that fit into ``target`` mm."""
-    factors = np.maximum(np.floor(target / voxel_sizes(affine) + 1e-3).astype(int), 1)
-    if (factors == 1).all():
-        return data, affine
-    pad = [(0, -n % f) for n, f in zip(data.shape, factors, strict=True)]
-    data = np.pad(data, pad, mode="edge")
-    shape = [v for n, f in zip(data.shape, factors, strict=True) for v in (n // f, f)]
-    data = data.reshape(shape).mean(axis=(1, 3, 5), dtype=np.float32)
-    step = np.diag([*factors, 1.0])
-    step[:3, 3] = (factors - 1) / 2
-    return data, affine @ step
-
-
 def grid(
     shape: tuple[int, ...], affine: NDArray, voxel_size: float, size: int, multiple: int
 ) -> tuple[tuple[int, ...], NDArray[np.float64]]:
@@ -273,17 +266,9 @@ def grid(
     return tuple(int(n) for n in counts), placed
 
 
-def _resample(data: NDArray, source: NDArray, shape: tuple[int, ...], target: NDArray) -> Array:
-    """Sample ``data`` linearly on another grid; outside its voxel centres the nearest one."""
-    matrix = np.linalg.inv(source) @ target
-    return ndimage.affine_transform(
-        np.asarray(data, dtype=np.float32),
-        matrix[:3, :3],
-        matrix[:3, 3],
-        output_shape=shape,
-        order=1,
-        mode="nearest",
-    )
+def _positions(matrix: NDArray, shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
+    """Where the planes of a grid lie along each axis of a parallel one, in its voxels."""
+    return [matrix[axis, axis] * np.arange(n) + matrix[axis, 3] for axis, n in enumerate(shape)]
 
 
 def conform(
@@ -302,18 +287,19 @@ def conform(
     size, multiple : int
         Least size of the grid and what its size is a multiple of, in voxels.
     """
-    data, affine = to_ras(np.asarray(data, dtype=np.float32), np.asarray(affine))
+    data, affine = to_ras(np.asarray(data), np.asarray(affine))
     shape, placed = grid(data.shape, affine, voxel_size, size, multiple)
-    centres = [np.arange(n) for n in shape]
     matrix = np.linalg.inv(affine) @ placed
+    positions = _positions(matrix, shape)
     inside = np.ones(shape, dtype=bool)
-    for axis, n in enumerate(data.shape):
-        index = matrix[axis, axis] * centres[axis] + matrix[axis, 3]
+    for axis, (index, n) in enumerate(zip(positions, data.shape, strict=True)):
         reach = max(n, matrix[axis, axis]) / 2 + 1e-6  # at least one voxel of a single slice
         within = abs(index - (n - 1) / 2) < reach
         inside &= within.reshape([-1 if a == axis else 1 for a in range(3)])
-    coarse, coarse_affine = _block_mean(data, affine, voxel_size)
-    sampled = _resample(coarse, coarse_affine, shape, placed)
+    # whole blocks of voxels are averaged, the largest that fit into a voxel of the model
+    blocks = np.maximum(np.floor(voxel_size / voxel_sizes(affine) + 1e-3).astype(int), 1)
+    lines = map(resampling.weights, data.shape, positions, blocks.tolist())
+    sampled = resampling.sample(data, list(lines))
     return Conformed(np.where(inside, sampled, np.float32(0)), placed, inside)
 
 
@@ -326,14 +312,45 @@ def scale_intensity(volume: Conformed) -> Conformed:
     return Conformed(np.where(volume.inside, scaled, np.float32(0)), volume.affine, volume.inside)
 
 
-def restore(data: NDArray, affine: NDArray, image: Image, blocks: tuple = (1, 1, 1)) -> Array:
-    """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``.
+def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
+    """Sample a volume on the model's grid (``affine``) linearly on the grid of ``image``."""
+    lines = _lines_back(data.shape, affine, image)
+    return _from_ras(resampling.sample(data, lines), image)
 
-    With ``blocks``, once for each block of so many voxels, at its centre.
+
+def restore_mask(probability: Array, affine: NDArray, image: Image) -> Mask:
+    """Interpolate a probability on the model's grid, cut it at one half and clean the mask.
+
+    Only the box in which the mask can lie is sampled.
+
+    Returns
+    -------
+    ndarray of bool
+        On the grid of ``image``.
     """
-    shape = tuple(-(-n // step) for n, step in zip(image.data.shape, blocks, strict=True))
-    centres = from_matvec(np.diag(np.array(blocks, float)), (np.array(blocks) - 1) / 2)
-    return _resample(data, affine, shape, image.affine @ centres)
+    lines = _lines_back(probability.shape, affine, image)
+    found = np.zeros([len(line) for line in lines], dtype=bool)
+    source = box(probability > 0.5)
+    rows = [np.flatnonzero(line[:, s].any(axis=1)) for line, s in zip(lines, source, strict=True)]
+    if all(len(row) for row in rows):
+        target = tuple(slice(row[0], row[-1] + 1) for row in rows)
+        within = [line[part] for line, part in zip(lines, target, strict=True)]
+        found[target] = clean(resampling.sample(probability, within) > 0.5)
+    return np.asfortranarray(_from_ras(found, image))  # as NIfTI has it
+
+
+def _lines_back(shape: tuple[int, ...], affine: NDArray, image: Image) -> list[Array]:
+    """Weights from the model's grid to that of ``image``, whose axes are turned to RAS."""
+    turned, source = to_ras(image.data, image.affine)
+    positions = _positions(np.linalg.inv(affine) @ source, turned.shape)
+    return [resampling.weights(n, index) for n, index in zip(shape, positions, strict=True)]
+
+
+def _from_ras(data: NDArray, image: Image) -> NDArray:
+    """Put back the axes that were turned to the closest of RAS."""
+    ornt = orientations.io_orientation(image.affine)
+    back = orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], ornt)
+    return orientations.apply_orientation(data, back)
 
 
 def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
@@ -349,23 +366,3 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
     field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
     edge = max(min(1.75 * diameter, field), 1.2 * brain)
     return float(f"{edge / size:.3g}")
-
-
-def pack(mask: Mask) -> bytes:
-    """Compress a mask to a few kilobytes."""
-    return zlib.compress(np.packbits(mask).tobytes(), level=1)
-
-
-def unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
-    """Undo :func:`pack`."""
-    bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
-
-
-def clean(mask: Mask) -> Mask:
-    """Keep the largest connected component and fill its holes; an empty mask stays empty."""
-    parts, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    return np.asarray(ndimage.binary_fill_holes(largest))

@@ -30,7 +30,7 @@ def _check_length(path: Path, nifti: nib.Nifti1Image) -> None:
         raise EOFError(f"{length} bytes instead of {needed}")
 
 
-def read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int, int]:
+def read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int, int]:
     """Return the voxels, how many volumes there are, and of how many these are the mean."""
     dtype = nifti.get_data_dtype()
     if dtype.fields or dtype.kind == "c":
@@ -45,7 +45,10 @@ def read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray[np.float32], int, 
     try:
         _check_length(path, nifti)
         if len(shape) == 3:
-            return np.asarray(nifti.dataobj, dtype=np.float32).reshape(shape), 1, 1
+            stored = nifti.dataobj
+            small = dtype.kind in "iu" and dtype.itemsize < 4  # a half or a quarter of the memory
+            kept = small and (stored.slope, stored.inter) == (1, 0)
+            return np.asarray(stored, None if kept else np.float32).reshape(shape), 1, 1
         data, averaged = _mean(path, nifti, shape)
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from builders import make_dataset, put_scan
 
-from singlestrip_bids import cli, handoff, volume
+from singlestrip_bids import cli, handoff, masks, volume
 from singlestrip_bids.config import PRESETS, RunConfig
 from singlestrip_bids.derivatives import made_here, read_json
 from singlestrip_bids.errors import Usage
@@ -196,7 +196,7 @@ def test_other_outputs(heads, trained, tmp_path):
         probability = nib.load(anat / f"sub-01{space}_label-brain_probseg.nii.gz")
         values = probability.get_fdata()
         assert 0 <= values.min() < 0.5 < values.max() <= 1
-        assert np.array_equal(volume.clean(values > 0.5), mask)
+        assert np.array_equal(masks.clean(values > 0.5), mask)
         assert np.array_equal(probability.affine, scan.affine)
 
         shrunk = nib.load(anat / f"sub-01{space}_desc-brainMinus4p5mm_mask.nii.gz")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn import mixture
 
-from singlestrip_bids import labels
 from singlestrip_bids.labels import CLASSES, INSIDE, OUTSIDE, class_map
 
 SHAPE = (16, 16, 16)
@@ -123,12 +123,12 @@ def test_mask_that_fills_the_field_of_view():
 def test_fit_is_to_a_bounded_sample(monkeypatch):
     sizes = []
 
-    class Recorded(labels.GaussianMixture):
+    class Recorded(mixture.GaussianMixture):
         def fit(self, values, y=None):
             sizes.append(len(values))
             return super().fit(values, y)
 
-    monkeypatch.setattr(labels, "GaussianMixture", Recorded)
+    monkeypatch.setattr(mixture, "GaussianMixture", Recorded)
     mask, inside = regions()
     image = painted(6, 10)
     classes = class_map(image, mask, inside, seed=0, voxels=400)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from singlestrip_bids.config import PRESETS, NetworkConfig
-from singlestrip_bids.networks import Autoencoder, UNet, fold, unfold
+from singlestrip_bids.networks import Autoencoder, InstanceNorm, UNet, fold, unfold
 
 TINY = (
     NetworkConfig(features=(2, 3), normalise=True, stem=2),
@@ -38,6 +38,19 @@ class TestFold:
             assert torch.equal(blocks[(0, slice(None), *place)], volume[0, 0][corner].flatten())
 
 
+def test_instance_norm_is_that_of_pytorch():
+    torch.manual_seed(0)
+    norm = InstanceNorm(3, affine=True)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (5 + 3 * torch.rand(2, 3, 4, 5, 6)).contiguous(memory_format=torch.channels_last_3d)
+    expected = torch.nn.InstanceNorm3d.forward(norm, x)
+    torch.testing.assert_close(norm(x), expected, atol=1e-3, rtol=1e-3)  # one pass: less exact
+    with torch.no_grad():
+        norm.in_place(x, 100)
+    torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-5)
+
+
 class TestUNet:
     def test_default_is_synthstrip(self):
         assert parameters(UNet(NetworkConfig())) == 2_566_561
@@ -51,6 +64,20 @@ class TestUNet:
         torch.nn.init.zeros_(network.head.weight)
         torch.nn.init.constant_(network.head.bias, -3)
         assert torch.equal(network(image), torch.full_like(image, -3))  # linear to the end
+
+    @pytest.mark.parametrize("config", [*TINY, NetworkConfig(features=(8, 4), stem=2)])
+    @pytest.mark.parametrize("slab", [1, 3000, 10_000_000])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_slabs_give_the_same_numbers_and_leave_the_image(self, config, slab, dtype):
+        torch.manual_seed(0)
+        network = UNet(config).eval()
+        image = torch.rand((2, 1, *(t * config.multiple for t in (5, 3, 2))))
+        before = image.clone()
+        with torch.inference_mode(), torch.autocast("cpu", dtype, dtype == torch.bfloat16):
+            whole, parts = network(image), network(image, slab)
+        fine = 1e-5 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(parts, whole, atol=fine, rtol=0.01, check_dtype=True)
+        assert torch.equal(image, before)
 
     @pytest.mark.parametrize("config", TINY)
     def test_gradient_reaches_every_parameter(self, config):

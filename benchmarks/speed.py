@@ -1,0 +1,354 @@
+"""What masking costs: time and memory against other tools, by stage, by preset, by dataset size.
+
+Usage: ``python -m benchmarks.speed WORK --scan T1W.nii.gz --model DIR --out OUT``, where DIR is
+the ``code/singlestrip`` folder of a group run and OUT gets ``.json`` and ``.md``. ``--parts``
+chooses among tools, stages, presets, training and sizes. Every run is a process of its own that is
+waited for: its seconds on the clock, its seconds of processors and its peak of memory are the
+operating system's. Set OMP_NUM_THREADS (and use taskset) to compare at one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import indexing, peers, phantoms, record
+from singlestrip_bids import checkpoints, derivatives, inference, model, quality, reports, volume
+from singlestrip_bids.config import PRESETS
+from singlestrip_bids.inputs import find_scans
+from singlestrip_bids.losses import soft_dice
+from singlestrip_bids.networks import Autoencoder, UNet
+from singlestrip_bids.runtime import start
+from singlestrip_bids.synthesis import Source, source, training_batch
+
+Row = dict[str, Any]
+
+
+def measure(words: Sequence[str | Path], folder: Path) -> Row:
+    """Run a program; return its seconds on the clock and of processors, and its peak in MiB."""
+    began = time.monotonic()
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)
+        _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    wall, cpu = time.monotonic() - began, usage.ru_utime + usage.ru_stime
+    peak = usage.ru_maxrss / 1024
+    row: Row = {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mib": round(peak)}
+    if child.returncode:
+        row["error"] = f"exit code {child.returncode}: {(folder / 'log').read_text()[-300:]}"
+    return row
+
+
+def dataset(root: Path, scan: Path, count: int) -> Path:
+    """Make a BIDS dataset of so many subjects with the same T1w."""
+    shutil.rmtree(root, ignore_errors=True)
+    derivatives.write_json(
+        root / "dataset_description.json", {"Name": "copies", "BIDSVersion": "1.10.0"}
+    )
+    ending = "".join(scan.suffixes[-2:]) if scan.suffix == ".gz" else scan.suffix
+    for number in range(count):
+        path = root / f"sub-{number:05d}/anat/sub-{number:05d}_T1w{ending}"
+        path.parent.mkdir(parents=True)
+        path.symlink_to(scan.resolve())
+    return root
+
+
+def mask(work: Path, scan: Path, folder: Path, count: int, *options: str) -> Row:
+    """Measure the participant level over so many copies of a scan."""
+    bids, out = dataset(work / "bids", scan, count), work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    words = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out), "participant"]
+    row = measure([*words, "--device", "cpu", "--model", str(folder), *options], work)
+    return {"scans": count, **row, "wall_s_per_scan": round(row["wall_s"] / count, 3)}
+
+
+def tools(given: tuple[Path, Path, Path], names: Sequence[str], batch: int) -> list[Row]:
+    """Measure this app and the other tools on one scan, one straight after the other."""
+    work, scan, folder = given
+    rows = [
+        {"tool": "singlestrip-bids", "how": "cold", **mask(work, scan, folder, 1)},
+        {"tool": "singlestrip-bids", "how": "batch", **mask(work, scan, folder, batch)},
+    ]
+    plain = work / "scan.nii"
+    peers._save(volume.load(scan), str(plain))
+    many = work / "many"
+    for number in range(batch):
+        derivatives.write_bytes(many / f"{number}.nii", plain.read_bytes())
+    for name, tool in ((name, peers.TOOLS[name]) for name in names):
+        if tool.uses_label or tool.missing():
+            rows.append({"tool": name, "how": "not measured", "error": tool.missing() or "label"})
+            continue
+        places = {"folder": str(work), "scan": str(plain), "mask": str(work / "mask.nii.gz")}
+        program, *rest = (word.format(**places) for word in tool.command)
+        words = [peers._program(program) or program, *rest]
+        rows.append({"tool": tool.version(), "how": "cold", "scans": 1, **measure(words, work)})
+        if name == "deepbet":  # the only one that takes several scans
+            row = measure([words[0], "-i", many, "-o", work / "b", "-m", work / "m"], work)
+            row["wall_s_per_scan"] = round(row["wall_s"] / batch, 3)
+            rows.append({"tool": tool.version(), "how": "batch", "scans": batch, **row})
+    for row in rows:
+        row |= {"scan": scan.name}
+        for one in rows:
+            if one["how"] == row["how"] and one["tool"] == "singlestrip-bids" and "wall_s" in row:
+                row["cpu_s_over_ours"] = round(row["cpu_s"] / one["cpu_s"], 2)
+                row["wall_s_over_ours"] = round(row["wall_s"] / one["wall_s"], 2)
+    return rows
+
+
+class Clock:
+    """Seconds of the processor by stage, the least of several."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any], times: int = 3) -> Any:
+        """Do something several times and note the least that it took."""
+        for _ in range(times):
+            began = time.process_time()
+            result = work()
+            took = time.process_time() - began
+            self.seconds[name] = min(took, self.seconds.get(name, took))
+        return result
+
+
+def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
+    """Measure each stage of masking one scan, and what the network could reach."""
+    machine = start("cpu")
+    trained, clock = model.load(folder, machine), Clock()
+    image = clock("read", lambda: volume.load(scan))
+    placed = clock("conform", lambda: trained.frame.conform(image))
+    seen, _ = clock(
+        "network, twice", lambda: inference.look_twice(trained.network, placed, machine)
+    )
+    found = clock("clean on the model's grid", lambda: inference.mask_from(seen))
+    judge = trained.autoencoder, found, trained.quality, machine
+    clock("autoencoder", lambda: quality.score(*judge))
+    native = clock(
+        "to the scan's grid, clean", lambda: volume.restore_mask(seen, placed.affine, image)
+    )
+    clock(
+        "compress and write",
+        lambda: derivatives.write_mask(work / "m.nii.gz", native, image.nifti),
+    )
+    where = find_scans(dataset(work / "bids", scan, 1), ["T1w"])[0]
+    shapes = reports.Shapes(trained, machine)
+    clock("pictures", lambda: reports.draw(work, where, image, native, shapes, placed.voxel_size))
+    rows = [{"stage": name, "cpu_s": round(value, 3)} for name, value in clock.seconds.items()]
+    operations = flops(trained.network, placed.data.shape)
+    rate, bandwidth = rates()
+    floor = 2 * operations / rate + image.data.nbytes / bandwidth
+    rows.append(
+        {
+            "stage": "floor of the network",
+            "cpu_s": round(floor, 3),
+            "gflop": round(2 * operations / 1e9, 2),
+            "gflop_per_s_of_a_convolution": round(rate / 1e9, 1),
+            "gb_per_s_of_a_copy": round(bandwidth / 1e9, 1),
+            "achieved": round(floor / clock.seconds["network, twice"], 2),
+        }
+    )
+    return rows
+
+
+def flops(network: UNet, shape: tuple[int, ...]) -> int:
+    """Count the operations of a network on one image."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, *shape))
+    return int(counter.get_total_flops())
+
+
+def rates() -> tuple[float, float]:
+    """Measure a convolution as networks have them (operations/s), and a copy (bytes/s)."""
+    clock = Clock()
+    x = torch.rand(2, 32, 48, 48, 48).contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.rand(32, 32, 3, 3, 3)
+    with torch.inference_mode():
+        clock("conv", lambda: torch.conv3d(x, weight, padding=1), 5)
+        wide = torch.rand(1 << 26)
+        clock("copy", wide.clone, 5)
+    operations = 2 * 27 * 32 * 32 * x[:, 0].numel()
+    threads = torch.get_num_threads()
+    return (
+        threads * operations / clock.seconds["conv"],
+        threads * 2 * 4 * wide.numel() / clock.seconds["copy"],
+    )
+
+
+def stand_in(folder: Path, like: Path, preset: str, scan: Path) -> Path:
+    """Make a model of a preset's size that masks the head: random but for its last layer.
+
+    For measurements alone. Frame and calibration are those of another model.
+    """
+    card = derivatives.read_json(like / model.CARD)
+    method = PRESETS[preset]
+    torch.manual_seed(0)
+    network, judge = UNet(method.network), Autoencoder(100, method.quality.slice_size)
+    ratio = card["method"]["size"] / method.size
+    machine = start("cpu")
+    frame = replace(
+        model.load(like, machine).frame,
+        voxel_size=card["voxel_size_mm"] * ratio,
+        size=method.size,
+        multiple=method.network.multiple,
+        head_width=card["head_width"] / ratio,
+    )
+    placed = frame.conform(volume.load(scan))
+    kept: list[torch.Tensor] = []
+    hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    with torch.inference_mode():
+        network(torch.from_numpy(placed.data)[None, None])
+    hook.remove()
+    target = inference.mask_from((placed.data > 0.3).astype(np.float32))
+    _fit_head(network, kept[0], torch.from_numpy(target).float() * 8 - 4)
+    for name, net in (("sl1", network), ("autoencoder", judge)):
+        checkpoints.save(folder / f"{name}.safetensors", net.state_dict(), {})
+    numbers = {"voxel_size_mm": frame.voxel_size, "head_width": frame.head_width}
+    changed = {"network": "sl1.safetensors", "method": method.to_dict(), **numbers}
+    model.write_card(folder, {**card, **changed})
+    return folder
+
+
+def _fit_head(network: UNet, features: torch.Tensor, target: torch.Tensor) -> None:
+    """Set the last layer to the line through its inputs that comes closest to a target."""
+    with torch.no_grad():
+        network.head.weight.zero_()
+        flat = features[0].flatten(1).T
+        terms = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
+        stem = network.config.stem
+        wanted = torch.nn.functional.avg_pool3d(target[None, None], stem).flatten()
+        line = torch.linalg.lstsq(terms, wanted[:, None]).solution[:, 0]
+        network.head.weight[:, :, 1, 1, 1] = line[:-1]
+        torch.nn.init.constant_(network.get_parameter("head.bias"), float(line[-1]))
+
+
+def presets(work: Path, scan: Path, folder: Path) -> list[Row]:
+    """Measure masking with a model of each size: the time and peak of one scan and of three."""
+    rows = []
+    for preset in ("quick", "standard"):
+        made = stand_in(work / f"model-{preset}", folder, preset, scan)
+        for count, option in ((1, ""), (3, ""), (1, "--low-mem")):
+            row = mask(work, scan, made, count, *option.split())
+            rows.append({"preset": preset, "options": option, **row})
+    return rows
+
+
+def training(work: Path, scan: Path, folder: Path) -> list[Row]:
+    """Measure steps of training by preset: seconds, the share of the synthesis, the peak."""
+    rows = []
+    for preset, steps in (("quick", 5), ("standard", 1)):
+        words = [sys.executable, "-m", "benchmarks.speed", str(work), "--step", preset, str(steps)]
+        row = measure(words, work)
+        said = json.loads((work / "log").read_text().splitlines()[-1])
+        rows.append({"preset": preset, "steps": steps, **said, "peak_mib": row["peak_mib"]})
+    return rows
+
+
+def step(preset: str, steps: int) -> Row:
+    """Time steps of training in this process, the synthesis apart."""
+    method, machine = PRESETS[preset], start("cpu")
+    size, settings = method.size, method.training
+    generator = machine.generator(0)
+    volumes = torch.rand(size, size, size), torch.rand(size, size, size)
+    classes = (17 * volumes[0]).to(torch.uint8)
+    origin: Source = source(classes, volumes[0], (volumes[1] > 0.5).float())
+    network, clock = UNet(method.network), Clock()
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        batch = [origin] * settings.batch_size
+        return training_batch(generator, batch, size, method.synthesis)
+
+    def learn() -> None:
+        soft_dice(network(image).sigmoid(), target).backward()
+
+    image, target = clock("synthesis", draw, steps)
+    clock("network", learn, steps)
+    total = sum(clock.seconds.values())
+    share = clock.seconds["synthesis"] / total
+    return {"cpu_s_per_step": round(total, 3), "synthesis_share": round(share, 3)}
+
+
+def phantoms_of(work: Path, count: int) -> Path:
+    """Make a dataset of so many tiny generated scans."""
+    tiny = work / "tiny"
+    if not tiny.exists():
+        phantoms.write_dataset(tiny, 2, spacing_scale=2.5)
+    scan = sorted(tiny.glob("sub-*/anat/*_T1w.nii.gz"))[0]
+    return dataset(work / f"bids-{count}", scan, count)
+
+
+def sizes(work: Path, folder: Path, counts: Sequence[int]) -> list[Row]:
+    """Measure datasets of tiny scans: participant, running it again, its pages, the index."""
+    rows = []
+    for count in counts:
+        bids, out = phantoms_of(work, count), work / f"out-{count}"
+        shutil.rmtree(out, ignore_errors=True)
+        words = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out), "participant"]
+        words += ["--device", "cpu", "--model", str(folder)]
+        for name in ("participant", "again, all finished"):
+            rows.append({"scans": count, "what": name, **measure(words, work)})
+        rows.append({"scans": count, "what": "pages", **measure([*words, "--reports-only"], work)})
+        found, wall, cpu = indexing.measure(bids, [])
+        row = {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
+        rows.append({"scans": found, "what": "find the scans", **row})
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Make a Markdown table of rows."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [record.line(names), record.line(["---"] * len(names))]
+    lines += [record.line([str(row.get(name, "")) for name in names]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure from the command line."""
+    parts: dict[str, Callable[[Path, Path, Path], list[Row]]]
+    parts = {"stages": stages, "presets": presets, "training": training}
+    names = ["tools", *parts, "sizes"]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for what is made in passing")
+    parser.add_argument("--scan", type=Path, help="a real T1w")
+    parser.add_argument("--model", type=Path, help="code/singlestrip folder of a group run")
+    parser.add_argument("--out", type=Path, default=Path("speed"))
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--tools", nargs="+", choices=peers.TOOLS, default=list(peers.TOOLS))
+    parser.add_argument("--batch", type=int, default=10, help="scans in a batch")
+    parser.add_argument("--counts", nargs="+", type=int, default=[10, 100, 1000])
+    parser.add_argument("--note", default="", help="a sentence for the results")
+    parser.add_argument("--step", nargs=2, metavar=("PRESET", "N"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.step:
+        print(json.dumps(step(args.step[0], int(args.step[1]))))
+        return 0
+    args.work.mkdir(parents=True, exist_ok=True)
+    parts["tools"] = lambda *given: tools(given, args.tools, args.batch)
+    parts["sizes"] = lambda work, _, folder: sizes(work, folder, args.counts)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = " ".join(Path(word).name if "/" in word else word for word in words)
+    results: dict[str, Any] = {**record.facts(), "command": command, "note": args.note}
+    text = ""
+    for name in args.parts:
+        results[name] = parts[name](args.work.absolute(), args.scan, args.model.absolute())
+        text += f"## {name}\n\n{table(results[name])}\n"
+        about = f"{results['date']}, commit {results['commit']}, {results['hardware']}."
+        record.write(results, f"{text}{about} {args.note}\n", args.out)
+        print(text, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

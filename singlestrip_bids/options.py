@@ -1,0 +1,255 @@
+"""The options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from . import __version__
+from .config import ALL_MODALITIES, ANATOMICAL, OUTPUTS, PRESETS, PSEUDO_LABELS
+from .errors import Usage
+
+LEVELS = ("group", "participant")
+UNKNOWN_LEVEL = 17  # exit code of the BIDS Apps draft (BEP027)
+
+QUICK = PRESETS["quick"]  # its method settings are every preset's
+
+
+class Parser(argparse.ArgumentParser):
+    """Exits with 64 on wrong usage, as the BIDS Apps draft asks, and with 17 on a wrong level."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit."""
+        self.print_usage(sys.stderr)
+        code = UNKNOWN_LEVEL if "argument LEVEL" in message else Usage.exit_code
+        self.exit(code, f"{self.prog}: error: {message}\n")
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value: float = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _border(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= abs(value) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 100, or -100 and -0.1")
+    return value
+
+
+def _derivatives(text: str) -> Path:
+    return Path(re.sub(r"^\w[\w.-]*=", "", text))
+
+
+def build_parser() -> Parser:
+    """Build the parser; its help is the reference of all options."""
+    parser = Parser(
+        prog="singlestrip-bids",
+        description="Skull-stripping learnt from one labelled scan. Unlike in most BIDS Apps, "
+        "group comes FIRST: it trains a model from the one labelled scan and all the unlabelled "
+        "ones; participant then writes a brain mask of every scan.",
+        epilog="Both levels in one call: singlestrip-bids BIDS_DIR OUTPUT_DIR group participant",
+        allow_abbrev=False,
+    )
+    positive_int, positive_float = _positive(int), _positive(float)
+    parser.add_argument("bids_dir", type=Path, help="BIDS dataset; nothing is written into it")
+    parser.add_argument("output_dir", type=Path, help="derivative dataset to write")
+    parser.add_argument(
+        "levels", metavar="LEVEL", nargs="+", choices=LEVELS,
+        help="group (train), participant (mask), or both in order",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    which = parser.add_argument_group("which scans")
+    which.add_argument(
+        "--participant-label", "--participant_label", nargs="+", default=[], metavar="LABEL",
+        help="only these subjects, with or without sub-",
+    )  # fmt: skip
+    which.add_argument(
+        "--session-label", "--session_label", "--session-id", nargs="+", default=[],
+        metavar="LABEL", help="only these sessions, with or without ses-",
+    )  # fmt: skip
+    which.add_argument(
+        "--bids-filter-file", type=Path, metavar="FILE",
+        help="only the scans that meet its conditions: JSON as for fMRIPrep, such as "
+        '{"t1w": {"run": 1, "acquisition": null}}',
+    )  # fmt: skip
+    which.add_argument(
+        "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
+        help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
+        f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
+    )  # fmt: skip
+
+    which.add_argument(
+        "--bids-database-dir", type=Path, metavar="DIR",
+        help="take the names of files from a pybids index in DIR, which is made if there is none; "
+        "remove it when files were added (default: look into the folders)",
+    )  # fmt: skip
+    which.add_argument(
+        "--skip-bids-validation", action="store_true",
+        help="changes nothing, for other BIDS Apps' sake: the whole dataset is never validated, "
+        "but each file that is used is checked",
+    )  # fmt: skip
+
+    label = parser.add_argument_group("the label (group)")
+    label.add_argument(
+        "--label-subject", nargs="+", default=[], metavar="LABEL",
+        help="the labelled subject; needed where several have masks. Several subjects: all train",
+    )  # fmt: skip
+    label.add_argument("--label-mask", type=Path, metavar="FILE", help="its brain mask")
+    label.add_argument(
+        "-d", "--derivatives", type=_derivatives, nargs="+", default=[], metavar="[NAME=]PATH",
+        help="look for the mask here instead of in BIDS_DIR/derivatives/*; NAME means nothing",
+    )  # fmt: skip
+
+    label.add_argument(
+        "--suggest-label", action="store_true",
+        help="train nothing, but compare scans and say which one is worth labelling",
+    )  # fmt: skip
+
+    training = parser.add_argument_group("training (group)")
+    training.add_argument(
+        "--preset", choices=sorted(PRESETS), default=None,
+        help="quick: 4 mm for an adult head, minutes on 2 CPU cores; standard: 2 mm, a GPU; "
+        "full: 1 mm, the scale of the paper (default: standard on a GPU, quick without)",
+    )  # fmt: skip
+    training.add_argument(
+        "--voxel-size", type=positive_float, metavar="MM",
+        help="of the model's grid (default: from the labelled brain's size)",
+    )  # fmt: skip
+    training.add_argument(
+        "--real-fraction", type=_fraction, metavar="F",
+        help="share of training images made from real intensities, repainted at random; "
+        "0 = synthetic images alone, as in the paper "
+        f"(default: {QUICK.synthesis.real_fraction}, "
+        f"in fine-tuning {QUICK.finetuning_synthesis.real_fraction})",
+    )  # fmt: skip
+    training.add_argument(
+        "--rounds", type=int, choices=range(10), metavar="N",
+        help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
+    )  # fmt: skip
+    training.add_argument(
+        "--pseudo-labels", choices=PSEUDO_LABELS, default=None,
+        help="first masks of the unlabelled scans: by the network, as in the paper; by "
+        f"registering the labelled scan; or by both (default: {QUICK.pseudo_labels})",
+    )  # fmt: skip
+    training.add_argument(
+        "--top-k", type=positive_int, metavar="K",
+        help="pseudo-labelled scans kept in each round, the best first "
+        "(default: half of them, ten at least; the paper: 10)",
+    )  # fmt: skip
+    training.add_argument(
+        "--ratings", type=Path, metavar="FILE",
+        help="ratings exported from group.html: rejected scans are never used for self-training, "
+        "accepted ones always",
+    )  # fmt: skip
+    training.add_argument(
+        "--steps", type=positive_int, metavar="N",
+        help="steps of the first training; the others keep their proportion (default: preset's)",
+    )  # fmt: skip
+    training.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: 0)")
+    training.add_argument(
+        "--sloppy", action="store_true", help="a useless model in seconds: to try the plumbing"
+    )
+
+    masking = parser.add_argument_group("masking (participant)")
+    masking.add_argument(
+        "--model", type=Path, metavar="DIR",
+        help="code/singlestrip folder of an earlier group run (default: that of OUTPUT_DIR)",
+    )  # fmt: skip
+
+    masking.add_argument(
+        "--overwrite", action="store_true",
+        help="make masks anew that are there by the same model from the same scan "
+        "(default: skip such scans)",
+    )  # fmt: skip
+    masking.add_argument(
+        "--output", nargs="+", choices=OUTPUTS, default=[], metavar="WHAT",
+        help="also write: brain = anatomical scans, zero outside the mask; "
+        "probseg = brain probability, distance = signed distance to the mask's border in mm",
+    )  # fmt: skip
+    masking.add_argument(
+        "--border-mm", type=_border, metavar="MM",
+        help="also write the mask grown by so many mm, or shrunk if negative",
+    )  # fmt: skip
+    masking.add_argument(
+        "--qc-threshold", type=_fraction, metavar="DICE",
+        help="name at the end the masks whose expected Dice is lower (default: none)",
+    )  # fmt: skip
+    masking.add_argument(
+        "--fmriprep-masks", type=Path, metavar="DIR",
+        help="also write masks of T1w scans to this derivative dataset, "
+        "for fmriprep --derivatives singlestrip=DIR: one for each subject with one T1w",
+    )  # fmt: skip
+    masking.add_argument(
+        "--fmriprep-sessionwise", action="store_true",
+        help="one for each session with one T1w instead, "
+        "for fmriprep --subject-anatomical-reference sessionwise",
+    )  # fmt: skip
+
+    how = parser.add_argument_group("how to run")
+    how.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: a GPU if there is one)",
+    )
+    how.add_argument(
+        "--nprocs", "--nthreads", "--n-cpus", type=positive_int, metavar="N",
+        help="CPUs to use in all (default: all). With more than one, participant reads the next "
+        "scan and writes the last one while this one is computed",
+    )  # fmt: skip
+    how.add_argument(
+        "--omp-nthreads", type=positive_int, metavar="N",
+        help="CPU threads of the computing itself (default: --nprocs)",
+    )  # fmt: skip
+    how.add_argument(
+        "--mem", "--mem-gb", type=positive_float, metavar="GB",
+        help="memory that participant may take: below 1.2 as --low-mem, and a scan that needs "
+        "more fails with a message (default: no limit)",
+    )  # fmt: skip
+    how.add_argument(
+        "--low-mem", action="store_true",
+        help="participant: the least memory, one scan at a time and the network in thin slabs; "
+        "the same masks, more slowly",
+    )  # fmt: skip
+    how.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR",
+        help="for what an unfinished training needs to go on "
+        "(default: OUTPUT_DIR/code/singlestrip/work)",
+    )  # fmt: skip
+    how.add_argument(
+        "--stop-on-first-crash", action="store_true",
+        help="stop at the first scan that fails (default: do all others)",
+    )  # fmt: skip
+    how.add_argument(
+        "--config-file", type=Path, metavar="FILE",
+        help="take the options from OUTPUT_DIR/logs/RUN_ID/config.json of an earlier run; "
+        "those given beside it win",
+    )  # fmt: skip
+    how.add_argument(
+        "--reports-only", action="store_true",
+        help="make no mask: draw those on disk and write the pages again",
+    )  # fmt: skip
+    how.add_argument(
+        "--boilerplate-only", action="store_true",
+        help="write the methods text in OUTPUT_DIR/logs again, and nothing else",
+    )  # fmt: skip
+    how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
+    return parser
