@@ -90,14 +90,14 @@ def carry_over(origin: Source, image: Tensor) -> Tensor:
 
 
 def likeness(origin: Source, image: Tensor) -> float:
-    """Tell how well a scan explains another one once both are aligned by an affine.
+    """Tell how well a scan is explained by another one, once both are aligned by an affine.
 
     Parameters
     ----------
     origin : Source
         The one scan, with the mask of its head.
     image : Tensor
-        (1, 1, X, Y, Z) intensities in [0, 1] of the other, at the same voxel size.
+        (1, 1, X, Y, Z) intensities in [0, 1] of the other one, at the same voxel size.
 
     Returns
     -------

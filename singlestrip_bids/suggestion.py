@@ -1,8 +1,8 @@
-"""Which scan is worth labelling? The one that explains the others best.
+"""Which scan is worth labelling? The one that explains all others fairly well.
 
 A label pays where its head is like the others: registration carries it over with fewer errors, and
 what the network learns from it holds for them. So some scans are aligned with each other, and the
-one whose image explains the others best is proposed. No label is looked at.
+one is proposed that explains best what it explains worst. No label is looked at.
 """
 
 from __future__ import annotations
@@ -89,26 +89,30 @@ def _head(image: Image, voxel_size: float, runtime: Runtime) -> Source:
 
 
 def _likenesses(heads: Mapping[str, Source]) -> dict[str, dict[str, float]]:
-    """Compare every head with some others: by target, then by candidate."""
+    """Tell how well each head explains some others: by target, then by candidate.
+
+    All of the target's head counts, so that a field of view that leaves out the neck is no merit.
+    """
     targets = spread(list(heads), TARGETS)
     pairs = [(target, name) for target in targets for name in heads if name != target]
     found: dict[str, dict[str, float]] = {target: {} for target in targets}
     with Progress("comparing heads", len(pairs)) as progress:
         for target, name in pairs:
             check_stop()
-            found[target][name] = likeness(heads[name], heads[target].image)
+            found[target][name] = likeness(heads[target], heads[name].image)
             progress.step(f"{name}: {found[target][name]:.3f}")
     return found
 
 
 def worth(likenesses: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean likeness of each candidate, against the median candidate of the same target.
+    """Least likeness of each candidate, against the median candidate of the same target.
 
-    Some targets are harder to explain than others, whoever explains them.
+    Some targets are harder to explain than others, whoever explains them. The least counts, not
+    the mean: what a label lacks, such as a neck, spoils the masks of all scans that have it.
     """
     above: dict[str, list[float]] = {}
     for of_target in likenesses.values():
         middle = float(np.median(list(of_target.values())))
         for name, value in of_target.items():
             above.setdefault(name, []).append(value - middle)
-    return {name: float(np.mean(values)) for name, values in above.items()}
+    return {name: min(values) for name, values in above.items()}

@@ -32,9 +32,9 @@ def coarse(monkeypatch):
     monkeypatch.setattr(suggestion, "TARGETS", 2)
 
 
-def test_worth_is_against_the_median_candidate_of_each_target():
+def test_worth_is_the_least_against_the_median_candidate_of_each_target():
     found = suggestion.worth({"a": {"b": 0.9, "c": 0.7, "d": 0.6}, "b": {"a": 0.2, "c": 0.1}})
-    assert found == pytest.approx({"a": 0.05, "b": 0.2, "c": -0.025, "d": -0.1})
+    assert found == pytest.approx({"a": 0.05, "b": 0.2, "c": -0.05, "d": -0.1})
 
 
 def test_spread_takes_first_and_last_and_no_scan_twice():
