@@ -37,6 +37,10 @@ PICTURES = {
     "thumbnail": ".jpg",
 }  # of a mask
 BARS = 32  # of the histogram of volumes
+NUMBERS = (
+    "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MirrorAgreement", "BrainVolumeMl",
+    "ComputeSeconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -259,6 +263,15 @@ def remake(
     return failures
 
 
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Raise `TypeError` where something that pages count with is no number."""
+    for name in NUMBERS:
+        value = fields.get(name, 0)
+        parts = value if name == "ExpectedDiceInterval" and value else [value]
+        if not all(isinstance(part, int | float) for part in parts):
+            raise TypeError(f"{name} is {value!r}")
+
+
 def read_rows(
     output_dir: Path,
     subject: str = "*",
@@ -272,7 +285,8 @@ def read_rows(
         try:
             fields = derivatives.read_json(path)
             scan = str(fields["SpatialReference"]).split(":", 2)[2]
-        except (SingleStripError, LookupError) as error:
+            _check_numbers(fields)
+        except (SingleStripError, LookupError, TypeError) as error:
             LOG.warning("%s: left out of the pages (%s).", path, error)
             continue
         said = remarks(fields, card)

@@ -87,7 +87,7 @@ def test_every_scan_of_every_arm_has_a_row(finished):
     assert {"date", "commit", "hardware", "versions"} <= results.keys()
     table = (finished / "table.md").read_text()
     assert "SSL (network)" in table
-    assert "| arm | T1w, pool | ours, pool | ours, inductive | minutes" in table
+    assert "| arm | T2w, pool | ours, pool | ours, inductive | minutes" in table
 
 
 def test_arms_share_the_first_network(finished):

@@ -165,14 +165,14 @@ def test_only_runtime_names_a_device(module):
             assert node.attr != "cuda"
 
 
-@pytest.mark.parametrize("module", ["__init__", "cli", "config", "errors"])
+@pytest.mark.parametrize("module", ["__init__", "cli", "config", "errors", "options"])
 def test_nothing_heavy_before_the_arguments_are_read(module):
     heavy = {"torch", "numpy", "nibabel", "scipy", "sklearn", "bids", "nilearn", "safetensors"}
     top = [node for node in parsed(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
     tree = ast.Module(top, [])
     assert not outside_imports(tree) & heavy
     inner = {n.module for n in top if isinstance(n, ast.ImportFrom) and n.level and n.module}
-    assert inner <= {"config", "errors"}
+    assert inner <= {"config", "errors", "options"}
 
 
 @MODULES

@@ -30,8 +30,9 @@ class Bright(nn.Module):
     def __init__(self, level: float):
         super().__init__()
         self.level = level
+        self.config = METHOD.network
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, slab: int | None = None) -> Tensor:
         smooth = nn.functional.avg_pool3d(image, 3, stride=1, padding=1)
         return 20 * (smooth - self.level)
 
