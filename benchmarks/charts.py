@@ -54,29 +54,6 @@ def heads(results: Path) -> Figure:
     return figure
 
 
-def expected(results: Path) -> Figure:
-    """Draw the expected Dice of the real heads, with its interval, against the true one."""
-    rows = [row for row in read(results, "heads-quick-expected")["scans"] if row["dice"]]
-    figure, axes = _figure(4.6, 4.2)
-    for row, (style, name) in ((row, _fold(row)) for row in rows):
-        ends = [[row["expected"] - row["low"]], [row["high"] - row["expected"]]]
-        axes.errorbar(row["dice"], row["expected"], ends, color=style[0], marker=style[1],
-                      linewidth=0.8, markersize=5, label=name)  # fmt: skip
-    low = min(min(row["dice"], row["low"]) for row in rows) - 0.01
-    axes.plot([low, 1], [low, 1], color=GREY, linewidth=0.8, linestyle=":")
-    axes.set(xlim=(low, 1), ylim=(low, 1), xlabel="true Dice",
-             ylabel="expected Dice and its 90 % interval")  # fmt: skip
-    _legend(axes, "lower right")
-    return figure
-
-
-def _fold(row: dict[str, Any]) -> tuple[tuple[str, str], str]:
-    if row["scan"].startswith("sub-01"):
-        return STYLES[1], "the label itself"
-    rough = row["scan"].startswith(("sub-21", "sub-10"))
-    return (STYLES[4], "poorer references") if rough else (STYLES[0], "better references")
-
-
 def species(results: Path) -> Figure:
     """Draw masks of two species by a macaque's label, as seen and at the label's size."""
     rows = read(results, "species-quick")["rows"]
@@ -121,21 +98,23 @@ def _by_fold(rows: Rows, group: tuple[str, str]) -> list[float]:
 
 def judgements(results: Path) -> Figure:
     """Draw what judges say of masks against the true Dice."""
-    rows = read(results, "judgements")["rows"]
+    sets = {
+        "SL-1": read(results, "judgements-autoencoders")["rows"],
+        "self-trained": read(results, "judgements-consensus")["rows"],
+    }
     names = {
-        "autoencoder": "autoencoder's score", "mirror": "agreement with the mirror image",
+        "autoencoder": "autoencoder's score",
+        "mirror": "agreement with the mirror image",
         "expected": "expected Dice",
-    }  # fmt: skip
+    }
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 3, sharey=True), names.items(), strict=True):
         _plain(axes)
-        for (colour, marker), spoilt in zip(STYLES, (False, True), strict=False):
-            some = [row for row in rows if row.get("spoilt", False) == spoilt]
-            axes.plot([row[name] for row in some], [row["dice"] for row in some], marker,
-                      color=colour, markersize=3, alpha=0.7,
-                      label="spoilt scans" if spoilt else "scans")  # fmt: skip
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-        axes.set(xlabel=title, xlim=(0, 1), ylim=(0, 1))
+        for (colour, marker), (label, rows) in zip(STYLES[1::-1], sets.items(), strict=True):
+            said, truth = [row[name] for row in rows], [row["dice"] for row in rows]
+            axes.plot(said, truth, marker, color=colour, markersize=3.5, alpha=0.6, label=label)
+        axes.plot([0.6, 1], [0.6, 1], color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=title, xlim=(0.65, 1), ylim=(0.65, 1))
     figure.axes[0].set_ylabel("true Dice")
     _legend(figure.axes[0], "upper left")
     return figure
@@ -181,7 +160,6 @@ def _legend(axes: Axes, place: str | None = None) -> None:
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "heads": heads,
-    "expected": expected,
     "species": species,
     "cohorts": cohorts,
     "judgements": judgements,
