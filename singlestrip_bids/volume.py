@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     check_content(path)
     try:
         nifti = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, *voxels.DAMAGED) as error:
         raise BadData(
             f"{path}: not a readable NIfTI image ({error}); restore the file."
         ) from error

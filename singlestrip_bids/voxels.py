@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .errors import BadData
 
+DAMAGED = OSError, EOFError, ValueError, OverflowError, zlib.error  # what such files raise
 UNWEIGHTED = 50.0  # s/mm2; b-values up to this count as 0, as scanners round them
 
 
@@ -50,7 +51,7 @@ def read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int, int]:
             kept = small and (stored.slope, stored.inter) == (1, 0)
             return np.asarray(stored, None if kept else np.float32).reshape(shape), 1, 1
         data, averaged = _mean(path, nifti, shape)
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+    except DAMAGED as error:
         raise BadData(f"{path}: damaged or truncated ({error}); restore the file.") from error
     return data, shape[3], averaged
 

@@ -315,3 +315,13 @@ def test_a_header_that_promises_too_much(tmp_path, ending):
     path.write_bytes(gzip.compress(bytes(data)) if ending == ".nii.gz" else bytes(data))
     with pytest.raises(BadData, match=f"832 bytes instead of {32767**3 * 4 + 352}"):
         load(path)
+
+
+def test_an_infinite_offset_is_a_damaged_header(tmp_path):
+    path = tmp_path / "sub-01_T1w.nii"
+    nib.save(nib.Nifti1Image(np.ones((3, 3, 3), np.float32), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(np.inf).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(BadData, match="restore the file"):
+        load(path)
