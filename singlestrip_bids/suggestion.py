@@ -15,7 +15,7 @@ import torch
 
 from . import derivatives, volume
 from .config import RunConfig
-from .errors import NothingSelected, ScanFailed
+from .errors import BadData, NothingSelected, ScanFailed
 from .frame import head_of
 from .inference import conform_image
 from .inputs import Scan, selected
@@ -70,20 +70,32 @@ def _read(
 ) -> dict[str, Source]:
     """Bring all scans to one voxel size, the median of what fits each one's field of view."""
     edges: dict[Scan, float] = {}
-    for scan in scans:
-        try:
-            image = volume.load(scan.path)
-            edges[scan] = float(np.max(image.data.shape * image.sizes))
-        except Exception as error:  # one bad scan never stops the others
-            failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
-    size = float(np.median(list(edges.values()))) / SIZE if edges else 0.0
-    return {scan.relative: _head(volume.load(scan.path), size, runtime) for scan in edges}
+    heads: dict[str, Source] = {}
+
+    def measure(scan: Scan) -> None:
+        image = volume.load(scan.path)
+        edges[scan] = float(np.max(image.data.shape * image.sizes))
+
+    def bring(scan: Scan) -> None:
+        size = float(np.median(list(edges.values()))) / SIZE
+        heads[scan.relative] = _head(volume.load(scan.path), size, runtime)
+
+    for step, those in ((measure, scans), (bring, edges)):
+        for scan in those:
+            check_stop()
+            try:
+                step(scan)
+            except Exception as error:  # one bad scan never stops the others
+                failed[scan.relative] = report_crash(config.log_dir, scan.path, error)
+    return heads
 
 
 def _head(image: Image, voxel_size: float, runtime: Runtime) -> Source:
     """Take a scan as a source whose mask is its head."""
     data = conform_image(image, voxel_size, SIZE, MULTIPLE).data
     mask = head_of(data)
+    if not mask.any():
+        raise BadData(f"{image.path}: no head is found in it; look at the scan, or leave it out.")
     arrays = np.zeros_like(data), data, mask.astype(np.float32)
     return source(*(torch.from_numpy(array).to(runtime.device) for array in arrays))
 

@@ -69,6 +69,20 @@ def test_a_scan_that_cannot_be_read_is_named_and_the_others_are_compared(
     assert "sub-01" in table and "sub-02" in table and "sub-09" not in table
 
 
+@pytest.mark.slow
+def test_a_scan_without_a_head_is_named_and_the_others_are_compared(
+    heads, coarse, tmp_path, capfd
+):
+    specks = np.zeros((32, 32, 32), np.int16)
+    specks[::8, ::8, ::8] = np.arange(64).reshape(4, 4, 4) + 1
+    (heads / "sub-08/anat").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(specks, np.diag([6, 6, 6, 1])), heads / "sub-08/anat/sub-08_T1w.nii")
+    call = [str(heads), str(tmp_path / "out"), "group", "--suggest-label"]
+    assert cli.main([*call, "--participant-label", "01", "02", "08"]) == 1
+    said = capfd.readouterr().err
+    assert "no head is found" in said and "1 of 3 scans were not compared" in said
+
+
 def test_one_scan_is_nothing_to_compare(heads, tmp_path, capfd):
     call = [str(heads), str(tmp_path / "out"), "group", "--suggest-label"]
     assert cli.main([*call, "--participant-label", "01"]) == 18
