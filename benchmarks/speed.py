@@ -75,8 +75,16 @@ def mask(work: Path, scan: Path, folder: Path, count: int, *options: str) -> Row
     return {"scans": count, **row, "wall_s_per_scan": round(row["wall_s"] / count, 3)}
 
 
-def tools(given: tuple[Path, Path, Path], names: Sequence[str], batch: int) -> list[Row]:
-    """Measure this app and the other tools on one scan, one straight after the other."""
+def tools(
+    given: tuple[Path, Path, Path],
+    names: Sequence[str],
+    batch: int,
+    label: Sequence[Path] | None = None,
+) -> list[Row]:
+    """Measure this app and the other tools on one scan, one straight after the other.
+
+    ``label`` is a labelled scan and its mask, for the tools that use them.
+    """
     work, scan, folder = given
     rows = [
         {"tool": "singlestrip-bids", "how": "cold", **mask(work, scan, folder, 1)},
@@ -88,17 +96,19 @@ def tools(given: tuple[Path, Path, Path], names: Sequence[str], batch: int) -> l
     for number in range(batch):
         derivatives.write_bytes(many / f"{number}.nii", plain.read_bytes())
     for name, tool in ((name, peers.TOOLS[name]) for name in names):
-        if tool.uses_label or tool.missing():
-            rows.append({"tool": name, "how": "not measured", "error": tool.missing() or "label"})
+        if missing := tool.missing() or ("--label" if tool.uses_label and not label else None):
+            rows.append({"tool": name, "how": "not measured", "error": missing})
             continue
         places = {"folder": str(work), "scan": str(plain), "mask": str(work / "mask.nii.gz")}
+        places |= dict(zip(("label", "label_mask"), map(str, label or ()), strict=False))
         program, *rest = (word.format(**places) for word in tool.command)
         words = [peers._program(program) or program, *rest]
-        rows.append({"tool": tool.version(), "how": "cold", "scans": 1, **measure(words, work)})
+        name_of = f"{name} ({tool.version()})"
+        rows.append({"tool": name_of, "how": "cold", "scans": 1, **measure(words, work)})
         if name == "deepbet":  # the only one that takes several scans
             row = measure([words[0], "-i", many, "-o", work / "b", "-m", work / "m"], work)
             row["wall_s_per_scan"] = round(row["wall_s"] / batch, 3)
-            rows.append({"tool": tool.version(), "how": "batch", "scans": batch, **row})
+            rows.append({"tool": name_of, "how": "batch", "scans": batch, **row})
     for row in rows:
         row |= {"scan": scan.name}
         for one in rows:
@@ -286,20 +296,34 @@ def phantoms_of(work: Path, count: int) -> Path:
     if not tiny.exists():
         phantoms.write_dataset(tiny, 2, spacing_scale=2.5)
     scan = sorted(tiny.glob("sub-*/anat/*_T1w.nii.gz"))[0]
-    return dataset(work / f"bids-{count}", scan, count)
+    (known,) = (tiny / "derivatives").rglob("*_mask.nii.gz")
+    bids = dataset(work / f"bids-{count}", scan, count)
+    label = bids / "derivatives/manual/sub-00000/anat/sub-00000_desc-brain_mask.nii.gz"
+    label.parent.mkdir(parents=True)
+    label.symlink_to(known)
+    return bids
 
 
 def sizes(work: Path, folder: Path, counts: Sequence[int]) -> list[Row]:
-    """Measure datasets of tiny scans: participant, running it again, its pages, the index."""
+    """Measure datasets of tiny scans: both levels, masking again, the pages, the index.
+
+    The group level hardly trains, and asks the network alone for pseudo-masks.
+    """
     rows = []
     for count in counts:
         bids, out = phantoms_of(work, count), work / f"out-{count}"
         shutil.rmtree(out, ignore_errors=True)
-        words = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out), "participant"]
-        words += ["--device", "cpu", "--model", str(folder)]
-        for name in ("participant", "again, all finished"):
+        app = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out)]
+        mask = [*app, "participant", "--device", "cpu", "--model", str(folder)]
+        works = {
+            "participant": mask,
+            "participant again, all finished": mask,
+            "pages of participant": [*mask, "--reports-only"],
+            "group": [*app, "group", "--sloppy", "--pseudo-labels", "network"],
+            "page of group": [*app, "group", "--sloppy", "--reports-only"],
+        }
+        for name, words in works.items():
             rows.append({"scans": count, "what": name, **measure(words, work)})
-        rows.append({"scans": count, "what": "pages", **measure([*words, "--reports-only"], work)})
         found, wall, cpu = indexing.measure(bids, [])
         row = {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2)}
         rows.append({"scans": found, "what": "find the scans", **row})
@@ -326,6 +350,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("speed"))
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--tools", nargs="+", choices=peers.TOOLS, default=list(peers.TOOLS))
+    words = ("SCAN", "MASK")
+    about = "a labelled scan, for the tools that use one"
+    parser.add_argument("--label", nargs=2, type=Path, metavar=words, help=about)
     parser.add_argument("--batch", type=int, default=10, help="scans in a batch")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--note", default="", help="a sentence for the results")
@@ -335,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(step(args.step[0], int(args.step[1]))))
         return 0
     args.work.mkdir(parents=True, exist_ok=True)
-    parts["tools"] = lambda *given: tools(given, args.tools, args.batch)
+    parts["tools"] = lambda *given: tools(given, args.tools, args.batch, args.label)
     parts["sizes"] = lambda work, _, folder: sizes(work, folder, args.counts)
     words = list(sys.argv[1:] if argv is None else argv)
     command = " ".join(Path(word).name if "/" in word else word for word in words)
