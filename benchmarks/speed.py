@@ -350,9 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("speed"))
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     parser.add_argument("--tools", nargs="+", choices=peers.TOOLS, default=list(peers.TOOLS))
-    words = ("SCAN", "MASK")
-    about = "a labelled scan, for the tools that use one"
-    parser.add_argument("--label", nargs=2, type=Path, metavar=words, help=about)
+    about = "a labelled scan and its mask, for the tools that use them"
+    parser.add_argument("--label", nargs=2, type=Path, metavar=("SCAN", "MASK"), help=about)
     parser.add_argument("--batch", type=int, default=10, help="scans in a batch")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--note", default="", help="a sentence for the results")
