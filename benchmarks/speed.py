@@ -21,17 +21,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import indexing, peers, phantoms, record
-from singlestrip_bids import checkpoints, derivatives, inference, model, quality, reports, volume
+from benchmarks.stand_in import stand_in
+from singlestrip_bids import derivatives, inference, model, quality, reports, volume
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.losses import soft_dice
-from singlestrip_bids.networks import Autoencoder, UNet
-from singlestrip_bids.runtime import start
+from singlestrip_bids.metrics import dice
+from singlestrip_bids.networks import UNet
+from singlestrip_bids.runtime import SLAB, THIN_SLAB, Runtime, start
 from singlestrip_bids.synthesis import Source, source, training_batch
 
 Row = dict[str, Any]
@@ -105,7 +106,9 @@ def tools(
         words = [peers._program(program) or program, *rest]
         name_of = f"{name} ({tool.version()})"
         rows.append({"tool": name_of, "how": "cold", "scans": 1, **measure(words, work)})
-        if name == "deepbet":  # the only one that takes several scans
+        if name == "deepbet":  # the only one that takes several scans, in folders that exist
+            for folder in ("b", "m"):
+                (work / folder).mkdir(exist_ok=True)
             row = measure([words[0], "-i", many, "-o", work / "b", "-m", work / "m"], work)
             row["wall_s_per_scan"] = round(row["wall_s"] / batch, 3)
             rows.append({"tool": name_of, "how": "batch", "scans": batch, **row})
@@ -170,7 +173,26 @@ def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
             "achieved": round(floor / clock.seconds["network, twice"], 2),
         }
     )
-    return rows
+    return rows + precision(trained, placed, image)
+
+
+def precision(trained: model.Model, placed: volume.Conformed, image: volume.Image) -> list[Row]:
+    """Compare masks with those of whole layers in float32: slabs, and bfloat16 (slow or not)."""
+    plain = Runtime(torch.device("cpu"), bfloat16=False)
+    ways = {
+        "whole layers": plain,
+        "slabs": replace(plain, slab=SLAB),
+        "thin slabs": replace(plain, slab=THIN_SLAB),
+        "bfloat16": replace(plain, slab=SLAB, bfloat16=True),
+    }
+    masks = {}
+    for name, machine in ways.items():
+        seen, _ = inference.look_twice(trained.network, placed, machine)
+        masks[name] = volume.restore_mask(seen, placed.affine, image)
+    return [
+        {"stage": f"mask by {name}", "dice": round(dice(mask, masks["whole layers"]), 5)}
+        for name, mask in masks.items()
+    ]
 
 
 def flops(network: UNet, shape: tuple[int, ...]) -> int:
@@ -195,53 +217,6 @@ def rates() -> tuple[float, float]:
         threads * operations / clock.seconds["conv"],
         threads * 2 * 4 * wide.numel() / clock.seconds["copy"],
     )
-
-
-def stand_in(folder: Path, like: Path, preset: str, scan: Path) -> Path:
-    """Make a model of a preset's size that masks the head: random but for its last layer.
-
-    For measurements alone. Frame and calibration are those of another model.
-    """
-    card = derivatives.read_json(like / model.CARD)
-    method = PRESETS[preset]
-    torch.manual_seed(0)
-    network, judge = UNet(method.network), Autoencoder(100, method.quality.slice_size)
-    ratio = card["method"]["size"] / method.size
-    machine = start("cpu")
-    frame = replace(
-        model.load(like, machine).frame,
-        voxel_size=card["voxel_size_mm"] * ratio,
-        size=method.size,
-        multiple=method.network.multiple,
-        head_width=card["head_width"] / ratio,
-    )
-    placed = frame.conform(volume.load(scan))
-    kept: list[torch.Tensor] = []
-    hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    with torch.inference_mode():
-        network(torch.from_numpy(placed.data)[None, None])
-    hook.remove()
-    target = inference.mask_from((placed.data > 0.3).astype(np.float32))
-    _fit_head(network, kept[0], torch.from_numpy(target).float() * 8 - 4)
-    for name, net in (("sl1", network), ("autoencoder", judge)):
-        checkpoints.save(folder / f"{name}.safetensors", net.state_dict(), {})
-    numbers = {"voxel_size_mm": frame.voxel_size, "head_width": frame.head_width}
-    changed = {"network": "sl1.safetensors", "method": method.to_dict(), **numbers}
-    model.write_card(folder, {**card, **changed})
-    return folder
-
-
-def _fit_head(network: UNet, features: torch.Tensor, target: torch.Tensor) -> None:
-    """Set the last layer to the line through its inputs that comes closest to a target."""
-    with torch.no_grad():
-        network.head.weight.zero_()
-        flat = features[0].flatten(1).T
-        terms = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-        stem = network.config.stem
-        wanted = torch.nn.functional.avg_pool3d(target[None, None], stem).flatten()
-        line = torch.linalg.lstsq(terms, wanted[:, None]).solution[:, 0]
-        network.head.weight[:, :, 1, 1, 1] = line[:-1]
-        torch.nn.init.constant_(network.get_parameter("head.bias"), float(line[-1]))
 
 
 def presets(work: Path, scan: Path, folder: Path) -> list[Row]:
