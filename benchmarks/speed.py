@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -38,18 +37,26 @@ from singlestrip_bids.synthesis import Source, source, training_batch
 Row = dict[str, Any]
 
 
+WATCH = """
+import json, os, subprocess, sys, time
+began = time.monotonic()
+with open(sys.argv[1], "wb") as log:
+    child = subprocess.Popen(sys.argv[2:], stdout=log, stderr=log)
+    _, status, usage = os.wait4(child.pid, 0)
+wall, cpu = time.monotonic() - began, usage.ru_utime + usage.ru_stime
+child.returncode = os.waitstatus_to_exitcode(status)
+print(json.dumps([child.returncode, wall, cpu, usage.ru_maxrss / 1024]))
+"""  # of a process of its own, since a child's peak is never less than that of its parent
+
+
 def measure(words: Sequence[str | Path], folder: Path) -> Row:
     """Run a program; return its seconds on the clock and of processors, and its peak in MiB."""
-    began = time.monotonic()
-    with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(list(map(str, words)), stdout=log, stderr=log)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    wall, cpu = time.monotonic() - began, usage.ru_utime + usage.ru_stime
-    peak = usage.ru_maxrss / 1024
+    log = folder / "log"
+    watcher = [sys.executable, "-S", "-c", WATCH, str(log), *map(str, words)]
+    code, wall, cpu, peak = json.loads(subprocess.check_output(watcher))
     row: Row = {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mib": round(peak)}
-    if child.returncode:
-        row["error"] = f"exit code {child.returncode}: {(folder / 'log').read_text()[-300:]}"
+    if code:
+        row["error"] = f"exit code {code}: {' '.join(log.read_text()[-300:].split())}"
     return row
 
 

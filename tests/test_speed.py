@@ -19,6 +19,11 @@ def test_measures_a_process(tmp_path):
     assert "exit code 3" in speed.measure([sys.executable, "-c", "exit(3)"], tmp_path)["error"]
 
 
+def test_a_peak_is_not_that_of_the_parent(tmp_path):
+    filled = bytearray(b"x" * (300 << 20))
+    assert speed.measure([sys.executable, "-c", ""], tmp_path)["peak_mib"] < len(filled) >> 20
+
+
 def test_masks_copies_of_a_scan(heads, trained, tmp_path):
     scan = sorted(heads.glob("sub-02/anat/*T1w.nii.gz")) or sorted(heads.rglob("*T1w.nii.gz"))
     row = speed.mask(tmp_path, scan[0], trained / "code/singlestrip", 2)
