@@ -114,8 +114,8 @@ def tools(
         name_of = f"{name} ({tool.version()})"
         rows.append({"tool": name_of, "how": "cold", "scans": 1, **measure(words, work)})
         if name == "deepbet":  # the only one that takes several scans, in folders that exist
-            for folder in ("b", "m"):
-                (work / folder).mkdir(exist_ok=True)
+            for made in ("b", "m"):
+                (work / made).mkdir(exist_ok=True)
             row = measure([words[0], "-i", many, "-o", work / "b", "-m", work / "m"], work)
             row["wall_s_per_scan"] = round(row["wall_s"] / batch, 3)
             rows.append({"tool": name_of, "how": "batch", "scans": batch, **row})
@@ -210,7 +210,13 @@ def flops(network: UNet, shape: tuple[int, ...]) -> int:
 
 
 def rates() -> tuple[float, float]:
-    """Measure a convolution as networks have them (operations/s), and a copy (bytes/s)."""
+    """Measure a convolution as networks have them, and a copy.
+
+    Returns
+    -------
+    tuple of float
+        Operations and bytes for each second of a processor.
+    """
     clock = Clock()
     x = torch.rand(2, 32, 48, 48, 48).contiguous(memory_format=torch.channels_last_3d)
     weight = torch.rand(32, 32, 3, 3, 3)
@@ -219,11 +225,7 @@ def rates() -> tuple[float, float]:
         wide = torch.rand(1 << 26)
         clock("copy", wide.clone, 5)
     operations = 2 * 27 * 32 * 32 * x[:, 0].numel()
-    threads = torch.get_num_threads()
-    return (
-        threads * operations / clock.seconds["conv"],
-        threads * 2 * 4 * wide.numel() / clock.seconds["copy"],
-    )
+    return operations / clock.seconds["conv"], 2 * 4 * wide.numel() / clock.seconds["copy"]
 
 
 def presets(work: Path, scan: Path, folder: Path) -> list[Row]:
