@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
     )
     found = clock("clean on the model's grid", lambda: inference.mask_from(seen))
     judge = trained.autoencoder, found, trained.quality, machine
-    clock("autoencoder", lambda: quality.score(*judge))
+    _, rebuilt = clock("autoencoder", lambda: quality.judge(*judge))
     native = clock(
         "to the scan's grid, clean", lambda: volume.restore_mask(seen, placed.affine, image)
     )
@@ -164,8 +165,8 @@ def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
         lambda: derivatives.write_mask(work / "m.nii.gz", native, image.nifti),
     )
     where = find_scans(dataset(work / "bids", scan, 1), ["T1w"])[0]
-    shapes = reports.Shapes(trained, machine)
-    clock("pictures", lambda: reports.draw(work, where, image, native, shapes, placed.voxel_size))
+    back = partial(volume.restore_mask, rebuilt, placed.affine, image, cleaned=False)
+    clock("pictures", lambda: reports.draw(work, where, image, native, back))
     rows = [{"stage": name, "cpu_s": round(value, 3)} for name, value in clock.seconds.items()]
     operations = flops(trained.network, placed.data.shape)
     rate, bandwidth = rates()

@@ -43,9 +43,14 @@ def short(entry: Entry) -> str:
     return f"{who}, {entry.fields['year']}" if "year" in entry.fields else who
 
 
+@cache
+def _style() -> Style:
+    return Style()  # looks for its parts among all installed packages
+
+
 def whole(entry: Entry) -> Markup:
     """Write the whole reference with its address, for HTML."""
-    return Markup(Style().format_entry("", entry).text.render(Backend()))
+    return Markup(_style().format_entry("", entry).text.render(Backend()))
 
 
 def link(paragraph: str) -> Markup:

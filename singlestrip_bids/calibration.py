@@ -151,6 +151,8 @@ class Look:
         The same, cut at one half and cleaned.
     evidence : Evidence
         What can be seen of the mask.
+    rebuilt : ndarray of bool
+        The mask as the autoencoder reconstructs it.
     way : str
         How it was computed where the GPU's memory was full, otherwise empty.
     """
@@ -158,6 +160,7 @@ class Look:
     probability: NDArray[np.float32]
     mask: NDArray[np.bool_]
     evidence: Evidence
+    rebuilt: NDArray[np.bool_]
     way: str = ""
 
 
@@ -173,8 +176,8 @@ def look(
     def on(machine: Runtime) -> Look:
         probability, mirror = look_twice(network, conformed, machine)
         mask = mask_from(probability)
-        score = quality.score(autoencoder, mask, config, machine)
+        score, rebuilt = quality.judge(autoencoder, mask, config, machine)
         way = "" if machine == runtime else machine.way
-        return Look(probability, mask, Evidence(score, mirror), way)
+        return Look(probability, mask, Evidence(score, mirror), rebuilt, way)
 
     return as_memory_allows(on, runtime)

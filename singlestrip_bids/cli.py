@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import RunConfig, method_from
 from .errors import IOFailed, SingleStripError, TemporaryFailure
-from .options import LEVELS, build_parser
+from .options import build_parser
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
 
 LOW_MEM_GB = 1.2  # of --mem; below, as --low-mem
 
@@ -71,23 +74,16 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
         config = _config(arguments)
         # after the start, which gives a user without a home one
-        from . import derivatives, group, handoff, methods, participant, records, suggestion
+        from . import derivatives, handoff, records
 
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
         log_dir = config.log_dir
         records.write_run(config, options_of(arguments), words)
-        levels = {"group": group.run, "participant": participant.run}
-        if arguments.suggest_label:
-            levels = {"group": suggestion.run}
-        if arguments.reports_only:
-            levels = {"group": group.remake, "participant": participant.remake}
-        if arguments.boilerplate_only:
-            levels = dict.fromkeys(LEVELS, methods.run)
         with runtime.stopping_on_sigterm():
             for level in config.levels:
                 try:
-                    levels[level](config, machine)
+                    _work_of(level, arguments)(config, machine)
                 except SingleStripError as error:
                     if error.exit_code != 1 or config.stop_on_first_crash:
                         raise
@@ -109,6 +105,25 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         records.report_crash(log_dir, "unexpected error, please report it", error)
         return 1
     return code
+
+
+def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, Runtime], None]:
+    """Say what a level does; no other is imported."""
+    if arguments.boilerplate_only:
+        from . import methods
+
+        return methods.run
+    if arguments.suggest_label:
+        from . import suggestion
+
+        return suggestion.run
+    if level == "group":
+        from . import group
+
+        return group.remake if arguments.reports_only else group.run
+    from . import participant
+
+    return participant.remake if arguments.reports_only else participant.run
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Generator
 
-from . import derivatives, model, plots
+from . import __version__, derivatives, model
 from .calibration import Calibration, Evidence
 from .config import SynthesisConfig
 from .figures import gallery, sheet
@@ -37,6 +37,7 @@ PICTURES = {
     "curves": ".svg",
     "guard": ".svg",
     "calibration": ".svg",
+    "ranks": ".svg",
 }
 
 
@@ -121,15 +122,16 @@ def write(output_dir: Path, folder: Path) -> None:
         curves = _curves(folder, card) if card else {}
         scores = _scores(output_dir, folder, card) if card else []
         charts = _charts(folder, card, curves) if card else {}
-        for name, content in charts.items():
-            _write(output_dir, name, content)
+        if scores:
+            charts["ranks"] = (scores,)
+        drawn = {name: _chart(output_dir, name, *given) for name, given in charts.items()}
         masks = [row for row in read_rows(output_dir, card=card) if row.fields]
         page = render(
             "group.html",
             card=card,
             trainings=list(curves),
             scores=scores,
-            scatter=_inline(plots.ranks(scores)) if scores else "",
+            scatter=_inline(drawn["ranks"]) if scores else "",
             apart=_apart(output_dir, card) if card else [],
             masks=sorted(masks, key=_worst_first),
             summary=_summary(masks),
@@ -169,6 +171,19 @@ def _write(output_dir: Path, name: str, content: bytes) -> None:
     derivatives.write_bytes(_path(output_dir, name), content)
 
 
+def _chart(output_dir: Path, name: str, *given: object) -> bytes:
+    """Draw a chart of `plots`, unless the same lies there already."""
+    path = _path(output_dir, name)
+    mark = f"<!-- {model.fingerprint(__version__, name, given)} -->\n".encode()
+    if path.is_file() and (there := path.read_bytes()).endswith(mark):
+        return there
+    from . import plots  # slow to import, and most jobs draw no chart
+
+    made: bytes = getattr(plots, name)(*given) + mark
+    derivatives.write_bytes(path, made)
+    return made
+
+
 def _inline(svg: bytes) -> Markup:
     """Make a chart part of the page, so that a script can reach its points."""
     text = re.sub(r' xmlns(:xlink)?="[^"]+"', "", svg.decode())
@@ -186,16 +201,16 @@ def _curves(folder: Path, card: Mapping[str, Any]) -> dict[str, list[float]]:
 
 def _charts(
     folder: Path, card: Mapping[str, Any], curves: Mapping[str, Sequence[float]]
-) -> dict[str, bytes]:
-    """Draw what the model's tables allow."""
-    charts = {"curves": plots.losses(curves)} if curves else {}
+) -> dict[str, tuple[Any, ...]]:
+    """Say what each chart shows, of those that the model's tables allow."""
+    charts: dict[str, tuple[Any, ...]] = {"curves": (curves,)} if curves else {}
     names = list(card.get("guard", {}).get("standings", {}))
     copies = {name: model.read_table(folder, f"{name}_copies") for name in names}
     sample = {name: model.read_table(folder, f"{name}_sample") for name in names}
     if len(names) == 2 and all(copies.values()) and all(sample.values()):
         dices = [[float(row["dice"]) for row in copies[name]] for name in names]
         hopes = [[float(row["expected"]) for row in sample[name]] for name in names]
-        charts["guard"] = plots.guard(names, dices, hopes)
+        charts["guard"] = names, dices, hopes
     kept = card.get("guard", {}).get("kept")
     if rows := copies.get(kept):
         line = Calibration(**card["calibration"])
@@ -203,7 +218,7 @@ def _charts(
         truth = [float(row["dice"]) for row in rows]
         second = [row for row in sample[kept] if row["opinion"] != "n/a"]
         opinions = [(line.expect(_evidence(row))[0], float(row["opinion"])) for row in second]
-        charts["calibration"] = plots.calibration(expected, truth, opinions)
+        charts["calibration"] = expected, truth, opinions
     return charts
 
 
@@ -253,7 +268,7 @@ def _scores(output_dir: Path, folder: Path, card: Mapping[str, Any]) -> list[dic
                 "kept": kept,
                 "note": note,
                 "name": name,
-                "group": plots.group_of({**row, "kept": kept, "note": note}),
+                "group": "" if note else f"points-{row['round']}-{'kept' if kept else 'not'}",
                 "picture": _address(output_dir, row["scan"], f"pseudo{row['round']}"),
                 "link": f"{subject}.html#{name}" if there else "",
             }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
     scans = selected(config)
     folder = config.model or derivatives.model_dir(config.output_dir)
     try:
-        shapes = reports.Shapes(model.load(folder, runtime), runtime)
+        rebuild = partial(reports.rebuild, model.load(folder, runtime), runtime)
     except SingleStripError as error:
         LOG.warning("No reconstruction is drawn: %s", error)
-        shapes = None
-    failed = reports.remake(config.output_dir, scans, model.read_card(folder), shapes)
+        rebuild = None
+    failed = reports.remake(config.output_dir, scans, model.read_card(folder), rebuild)
     group_report.write(config.output_dir, folder)
     _complain(failed, scans)
 
@@ -202,29 +203,28 @@ def _stages(
         brain = _find(work.image, work.conformed, trained, runtime)
         return replace(work, brain=brain, seconds=work.seconds + time.monotonic() - began)
 
-    shapes = reports.Shapes(trained, runtime)
-
     def write(scan: Scan, work: _Work | None) -> float | None:
-        return _write(scan, work, shapes, config, scan in handed) if work else None
+        return _write(scan, work, trained, config, scan in handed) if work else None
 
     return read, compute, write
 
 
-def _write(
-    scan: Scan, work: _Work, shapes: reports.Shapes, config: RunConfig, hand_over: bool
-) -> float:
+def _write(scan: Scan, work: _Work, trained: Model, config: RunConfig, hand_over: bool) -> float:
     """Write all that is wanted of a scan, and return its expected Dice."""
     image, brain = work.image, work.brain
     assert brain is not None
     path = derivatives.mask_path(config.output_dir, scan)
-    fields = {**_fields(shapes.trained, brain, image), **work.checksums}
+    fields = {**_fields(trained, brain, image), **work.checksums}
     fields["ComputeSeconds"] = round(work.seconds, 2)
     write_with_sidecar(
         path,
         lambda: derivatives.write_mask(path, brain.mask, image.nifti),
         derivatives.sidecar(scan, fields),
     )
-    reports.draw(config.output_dir, scan, image, brain.mask, shapes, brain.grid.voxel_size)
+    rebuilt = partial(
+        volume.restore_mask, brain.seen.rebuilt, brain.grid.affine, image, cleaned=False
+    )
+    reports.draw(config.output_dir, scan, image, brain.mask, rebuilt)
     _write_more(scan, image, brain, config, work.checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)

@@ -36,12 +36,12 @@ STYLE: Any = {
 FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"  # that of the pages
 
 
-def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
+def curves(trainings: Mapping[str, Sequence[float]]) -> bytes:
     """Draw the losses of each training, smoothed over a fiftieth of their steps."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(curves), 2.4))
-        panels = figure.subplots(1, len(curves), squeeze=False)[0]
-        for panel, (name, values) in zip(panels, curves.items(), strict=True):
+        figure = Figure(figsize=(3.4 * len(trainings), 2.4))
+        panels = figure.subplots(1, len(trainings), squeeze=False)[0]
+        for panel, (name, values) in zip(panels, trainings.items(), strict=True):
             width = max(len(values) // 50, 1)
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")
             panel.plot(np.arange(len(smooth)) + (width + 1) / 2, smooth, color=BLUE)
@@ -52,7 +52,7 @@ def losses(curves: Mapping[str, Sequence[float]]) -> bytes:
 def ranks(scores: Sequence[Mapping[str, Any]]) -> bytes:
     """Draw rank scores against volumes: filled if kept, a shape for each round.
 
-    Points are in the order of their rows within a group whose id is that of `group_of`.
+    Points are in the order of their rows within a group; its id is the ``group`` of the rows.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 3.4))
@@ -60,7 +60,7 @@ def ranks(scores: Sequence[Mapping[str, Any]]) -> bytes:
         for at, number in enumerate(sorted({row["round"] for row in scores})):
             for kept in (True, False):
                 group = f"points-{number}-{'kept' if kept else 'not'}"
-                rows = [row for row in scores if group_of(row) == group]
+                rows = [row for row in scores if row["group"] == group]
                 colour = BLUE if kept else VERMILION
                 points = panel.scatter(
                     [row["volume_ml"] for row in rows],
@@ -76,11 +76,6 @@ def ranks(scores: Sequence[Mapping[str, Any]]) -> bytes:
         panel.margins(0.08)
         figure.legend(loc="outside right upper")
         return _svg(figure)
-
-
-def group_of(row: Mapping[str, Any]) -> str:
-    """Name the group of a row's point; empty if it has none."""
-    return "" if row["note"] else f"points-{row['round']}-{'kept' if row['kept'] else 'not'}"
 
 
 def guard(

@@ -125,8 +125,10 @@ def rebuild(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runt
     return rebuilt
 
 
-def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime) -> float:
-    """Volumetric Dice between a mask and its slice-wise reconstruction; 0 of an empty mask.
+def judge(
+    network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime
+) -> tuple[float, Mask]:
+    """Reconstruct a mask slice by slice, and compare.
 
     Parameters
     ----------
@@ -134,8 +136,17 @@ def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtim
         The trained autoencoder.
     mask : ndarray of bool
         (X, Y, Z) on the model's grid.
+
+    Returns
+    -------
+    tuple
+        The volumetric Dice of the mask and its reconstruction, 0 of an empty mask; and the
+        reconstruction, (X, Y, Z).
     """
-    if not mask.any():
-        return 0.0
-    brain = slices(mask, config.slice_size)
-    return dice(_reconstruct(network, brain, runtime), brain[:, 0].numpy() > 0.5)
+    rebuilt = rebuild(network, mask, config, runtime)
+    return (dice(mask, rebuilt) if mask.any() else 0.0), rebuilt
+
+
+def score(network: nn.Module, mask: Mask, config: QualityConfig, runtime: Runtime) -> float:
+    """Return the score of :func:`judge` alone."""
+    return judge(network, mask, config, runtime)[0]

@@ -7,9 +7,10 @@ them. Whatever goes wrong here is logged and named on the page; masks are never 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +92,13 @@ class Row:
         return self.fields.get("BrainVolumeMl")
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What a model knows of the shape of brains: its autoencoder, on its device."""
-
-    trained: Model
-    runtime: Runtime
-
-    def rebuild(self, image: Image, mask: Mask, voxel_size: float) -> Mask:
-        """Reconstruct a mask on the model's grid, of this voxel size in mm, and bring it back."""
-        frame = self.trained.frame
-        placed = volume.conform(mask, image.affine, voxel_size, frame.size, frame.multiple)
-        rebuilt = quality.rebuild(
-            self.trained.autoencoder, placed.data > 0.5, self.trained.quality, self.runtime
-        )
-        return volume.restore(rebuilt, placed.affine, image) > 0.5
+def rebuild(trained: Model, runtime: Runtime, image: Image, mask: Mask, voxel_size: float) -> Mask:
+    """Reconstruct a mask that is on disk on a grid of this voxel size in mm, and bring it back."""
+    frame = trained.frame
+    placed = volume.conform(mask, image.affine, voxel_size, frame.size, frame.multiple)
+    found = placed.data > 0.5
+    rebuilt = quality.rebuild(trained.autoencoder, found, trained.quality, runtime)
+    return volume.restore_mask(rebuilt, placed.affine, image, cleaned=False)
 
 
 def draw(
@@ -113,20 +106,17 @@ def draw(
     scan: Scan,
     image: Image,
     mask: Mask,
-    shapes: Shapes | None,
-    voxel_size: float | None,
+    reconstruct: Callable[[], Mask] | None = None,
 ) -> None:
     """Write the pictures of a mask; a failure is logged and nothing else.
 
     Parameters
     ----------
-    shapes : Shapes or None
-        Of the model that made the mask.
-    voxel_size : float or None
-        Of the grid on which the brain was found, in mm; without both there is no reconstruction.
+    reconstruct : callable, optional
+        Makes the mask as the autoencoder reconstructs it, on the grid of the image.
     """
     try:
-        rebuilt = shapes.rebuild(image, mask, voxel_size) if shapes and voxel_size else None
+        rebuilt = reconstruct() if reconstruct else None
         upright, sizes = volume.upright(image.data, image.affine)
         second = None if rebuilt is None else volume.upright(rebuilt, image.affine)[0]
         pictures = mosaic(upright, volume.upright(mask, image.affine)[0], sizes, second)
@@ -232,14 +222,14 @@ def remake(
     output_dir: Path,
     scans: Sequence[Scan],
     card: Mapping[str, Any] | None = None,
-    shapes: Shapes | None = None,
+    reconstruct: Callable[[Image, Mask, float], Mask] | None = None,
 ) -> dict[str, str]:
     """Draw all masks on disk again and write the pages of their subjects.
 
     Parameters
     ----------
-    shapes : Shapes, optional
-        Of the model; the reconstructions of its own masks are drawn.
+    reconstruct : callable, optional
+        :func:`rebuild` by the model of this card; for its own masks alone.
 
     Returns
     -------
@@ -257,8 +247,11 @@ def remake(
             failures[scan.relative] = str(error)
             LOG.warning("%s", error)
             continue
-        own = shapes if card and _is_own(fields, card) else None
-        draw(output_dir, scan, image, mask, own, fields.get("WorkingVoxelSizeMm"))
+        size = fields.get("WorkingVoxelSizeMm")
+        again = None
+        if reconstruct and size and card and _is_own(fields, card):
+            again = partial(reconstruct, image, mask, size)
+        draw(output_dir, scan, image, mask, again)
     subject_pages(output_dir, [scan.subject for scan in scans], card, failures)
     return failures
 

@@ -317,10 +317,21 @@ def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
     return _from_ras(resampling.sample(data, lines), image)
 
 
-def restore_mask(probability: Array, affine: NDArray, image: Image) -> Mask:
-    """Interpolate a probability on the model's grid, cut it at one half and clean the mask.
+def restore_mask(
+    probability: NDArray, affine: NDArray, image: Image, cleaned: bool = True
+) -> Mask:
+    """Interpolate a probability on the model's grid and cut it at one half.
 
     Only the box in which the mask can lie is sampled.
+
+    Parameters
+    ----------
+    probability : ndarray
+        (X, Y, Z), or a mask.
+    affine : ndarray
+        Its voxel indices to mm (4, 4).
+    cleaned : bool
+        Whether to keep the largest component alone and to fill its holes.
 
     Returns
     -------
@@ -334,7 +345,8 @@ def restore_mask(probability: Array, affine: NDArray, image: Image) -> Mask:
     if all(len(row) for row in rows):
         target = tuple(slice(row[0], row[-1] + 1) for row in rows)
         within = [line[part] for line, part in zip(lines, target, strict=True)]
-        found[target] = clean(resampling.sample(probability, within) > 0.5)
+        cut = resampling.sample(probability, within) > 0.5
+        found[target] = clean(cut) if cleaned else cut
     return np.asfortranarray(_from_ras(found, image))  # as NIfTI has it
 
 

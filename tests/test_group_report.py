@@ -75,11 +75,32 @@ def test_charts_follow_the_tables(tmp_path):
     assert drawn() == {"curves"}
 
 
+def test_a_chart_is_drawn_again_only_for_other_tables(tmp_path):
+    make(tmp_path, 4)
+    folder = tmp_path / MODEL
+    group_report.write(tmp_path, folder)
+    charts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("group_desc-*_model.svg")}
+    assert len(charts) == 4
+    table = folder / "sl1_training.tsv"
+    table.write_text(table.read_text().replace("0.5", "0.7"))
+    group_report.write(tmp_path, folder)
+    changed = {path for path, when in charts.items() if path.stat().st_mtime_ns != when}
+    assert [path.name for path in changed] == ["group_desc-curves_model.svg"]
+    page = (tmp_path / "group.html").read_text()
+    assert page.count("points-1-kept") > 1  # a chart from disk is in the page, too
+
+
 def test_points_are_in_the_order_of_their_rows():
     rows = [
-        {"round": n, "kept": kept, "note": note, "rank": 0.9 - i / 10, "volume_ml": 1000.0 + i}
-        for i, (n, kept, note) in enumerate(
-            [("1", True, ""), ("1", False, ""), ("1", True, ""), ("2", True, ""), ("1", True, "x")]
+        {"round": n, "kept": kept, "group": group, "rank": 0.9 - i / 10, "volume_ml": 1000.0 + i}
+        for i, (n, kept, group) in enumerate(
+            [
+                ("1", True, "points-1-kept"),
+                ("1", False, "points-1-not"),
+                ("1", True, "points-1-kept"),
+                ("2", True, "points-2-kept"),
+                ("1", True, ""),
+            ]
         )
     ]
     root = ET.fromstring(plots.ranks(rows))
