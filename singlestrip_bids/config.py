@@ -133,7 +133,7 @@ PRESETS: dict[str, MethodConfig] = {
     "standard": MethodConfig(
         preset="standard",
         size=128,
-        network=NetworkConfig(features=(16, 32, 64, 64, 64, 64), normalise=True),
+        network=NetworkConfig(features=(16, 32, 64, 64, 64), normalise=True, stem=2),
         training=TrainingConfig(10_000, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
         finetuning=TrainingConfig(5_000, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=QualityConfig(slice_size=128),
