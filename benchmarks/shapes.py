@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,8 @@ def volumetric(brain: Mask, config: QualityConfig, machine: Runtime) -> Judge:
     network = Volumetric().to(machine.device)
     whole = _cube(brain, machine)
 
-    def loss(network: nn.Module, generator: Generator) -> Tensor:
+    def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
+        generator = generators[0]
         copies = torch.cat([_moved(whole, generator) for _ in range(BATCH)])
         target = quality.onehot(copies)
         return reconstruction(network(target), target)

@@ -27,13 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import indexing, peers, phantoms, record
 from benchmarks.stand_in import stand_in
 from singlestrip_bids import derivatives, inference, model, quality, reports, volume
-from singlestrip_bids.config import PRESETS
 from singlestrip_bids.inputs import find_scans
-from singlestrip_bids.losses import soft_dice
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import UNet
 from singlestrip_bids.runtime import SLAB, THIN_SLAB, Runtime, start
-from singlestrip_bids.synthesis import Source, source, training_batch
 
 Row = dict[str, Any]
 
@@ -241,38 +238,32 @@ def presets(work: Path, scan: Path, folder: Path) -> list[Row]:
 
 
 def training(work: Path, scan: Path, folder: Path) -> list[Row]:
-    """Measure steps of training by preset: seconds, the share of the synthesis, the peak."""
+    """Measure steps of training by preset, and how they scale from one process to two."""
     rows = []
     for preset, steps in (("quick", 5), ("standard", 1)):
-        words = [sys.executable, "-m", "benchmarks.speed", str(work), "--step", preset, str(steps)]
+        words = [sys.executable, "-m", "benchmarks.pace", "split", preset, str(steps)]
         row = measure(words, work)
-        said = json.loads((work / "log").read_text().splitlines()[-1])
-        rows.append({"preset": preset, "steps": steps, **said, "peak_mib": row["peak_mib"]})
+        rows.append({"preset": preset, "steps": steps, **_said(work), "peak_mib": row["peak_mib"]})
+    return [*rows, *scaling(work, "quick", 20)]
+
+
+def scaling(work: Path, preset: str, steps: int) -> list[Row]:
+    """Measure whole steps by one process and by two (gloo), one thread each."""
+    rows = []
+    for count in (1, 2):
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        words += ["--nproc-per-node", str(count), "-m", "benchmarks.pace"]
+        row = measure([*words, "whole", preset, str(steps)], work)
+        said = {} if "error" in row else _said(work)
+        rows.append({"preset": preset, "processes": count, "steps": steps, **row, **said})
     return rows
 
 
-def step(preset: str, steps: int) -> Row:
-    """Time steps of training in this process, the synthesis apart."""
-    method, machine = PRESETS[preset], start("cpu")
-    size, settings = method.size, method.training
-    generator = machine.generator(0)
-    volumes = torch.rand(size, size, size), torch.rand(size, size, size)
-    classes = (17 * volumes[0]).to(torch.uint8)
-    origin: Source = source(classes, volumes[0], (volumes[1] > 0.5).float())
-    network, clock = UNet(method.network), Clock()
-
-    def draw() -> tuple[torch.Tensor, torch.Tensor]:
-        batch = [origin] * settings.batch_size
-        return training_batch(generator, batch, size, method.synthesis)
-
-    def learn() -> None:
-        soft_dice(network(image).sigmoid(), target).backward()
-
-    image, target = clock("synthesis", draw, steps)
-    clock("network", learn, steps)
-    total = sum(clock.seconds.values())
-    share = clock.seconds["synthesis"] / total
-    return {"cpu_s_per_step": round(total, 3), "synthesis_share": round(share, 3)}
+def _said(work: Path) -> Row:
+    """Read the line of results among what a program has printed."""
+    lines = (work / "log").read_text().splitlines()
+    found: Row = json.loads(next(line for line in lines if line.startswith("{")))
+    return found
 
 
 def phantoms_of(work: Path, count: int) -> Path:
@@ -340,11 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=10, help="scans in a batch")
     parser.add_argument("--counts", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--note", default="", help="a sentence for the results")
-    parser.add_argument("--step", nargs=2, metavar=("PRESET", "N"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.step:
-        print(json.dumps(step(args.step[0], int(args.step[1]))))
-        return 0
     args.work.mkdir(parents=True, exist_ok=True)
     parts["tools"] = lambda *given: tools(given, args.tools, args.batch, args.label)
     parts["sizes"] = lambda work, _, folder: sizes(work, folder, args.counts)

@@ -128,11 +128,11 @@ def train(variant: Variant, stage: Stage, origin: Source) -> UNet:
     average = [p.detach().clone() for p in network.parameters()]
     ranges, settings = variant.synthesis(stage.method.synthesis), stage.method.training
 
-    def loss(network: nn.Module, generator: Generator) -> Tensor:
+    def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
         for mean, now in zip(average, network.parameters(), strict=True):
             mean.lerp_(now.detach(), 1 - DECAY)
         origins = [origin] * settings.batch_size
-        image, target = training_batch(generator, origins, stage.method.size, ranges)
+        image, target = training_batch(generators[0], origins, stage.method.size, ranges)
         return variant.loss(network, image, target)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import RunConfig, method_from
+from .config import RunConfig, for_processes, method_from
 from .errors import IOFailed, SingleStripError, TemporaryFailure
 from .options import build_parser
 
 if TYPE_CHECKING:
     from .runtime import Runtime
 
+LOG = logging.getLogger("singlestrip_bids")
+
+INTERRUPTED = "Interrupted; the same command goes on from the last checkpoint."
 LOW_MEM_GB = 1.2  # of --mem; below, as --low-mem
 
 
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"singlestrip-bids: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one says so
+            print(INTERRUPTED, file=sys.stderr)
         return 130
 
 
@@ -60,50 +65,65 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    from . import runtime
+    from . import processes, runtime
 
     runtime.start_logging(arguments.verbose)
-    log = logging.getLogger("singlestrip_bids")
     log_dir, code = None, 0
     try:
         arguments.low_mem |= bool(arguments.mem and arguments.mem < LOW_MEM_GB)
         limits = [n for n in (arguments.omp_nthreads, arguments.nprocs) if n]
         machine = runtime.start(arguments.device, min(limits, default=None), arguments.low_mem)
-        arguments.device, arguments.omp_nthreads = str(machine.device), runtime.threads()
+        arguments.device, arguments.omp_nthreads = machine.device_name, runtime.threads()
         gpu = machine.device.type == "cuda"
         arguments.preset = arguments.preset or ("standard" if gpu else "quick")
-        config = _config(arguments)
+        config = _config(arguments, machine)
         # after the start, which gives a user without a home one
         from . import derivatives, handoff, records
 
         derivatives.check_output(config.output_dir, config.bids_dir)
         handoff.check(config)
         log_dir = config.log_dir
-        records.write_run(config, options_of(arguments), words)
+        if machine.main:
+            records.write_run(config, options_of(arguments), words)
+        records.check_shared(config, machine)
+        shared = not (
+            arguments.suggest_label or arguments.boilerplate_only or arguments.reports_only
+        )
         with runtime.stopping_on_sigterm():
-            for level in config.levels:
+            for level in config.levels if shared or machine.main else ():
                 try:
                     _work_of(level, arguments)(config, machine)
                 except SingleStripError as error:
                     if error.exit_code != 1 or config.stop_on_first_crash:
                         raise
-                    log.error("%s", error)
+                    LOG.error("%s", error)
                     code = 1
-    except SingleStripError as error:
-        log.error("%s", error)
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        log.error("%s; check the disk and permissions.", where)
-        return IOFailed.exit_code
-    except runtime.OUT_OF_MEMORY as error:
-        log.error("Out of GPU memory (%s); free it, or use a smaller --preset.", error)
-        return TemporaryFailure.exit_code
+            return max(machine.gather(code))
     except Exception as error:
-        from . import records
+        return _end(error, log_dir)
+    finally:
+        processes.leave()
 
+
+def _end(error: Exception, log_dir: Path | None) -> int:
+    """Say why a run ends early and return its exit code; of several processes one says it."""
+    from . import processes, records, runtime
+
+    known = str(error) if isinstance(error, SingleStripError) else ""
+    code = getattr(error, "exit_code", 1)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        known, code = f"{where}; check the disk and permissions.", IOFailed.exit_code
+    elif isinstance(error, runtime.OUT_OF_MEMORY):
+        known = f"Out of GPU memory ({error}); free it, or use a smaller --preset."
+        code = TemporaryFailure.exit_code
+    before = processes.failed_before(code)
+    if before is not None:
+        return before
+    if known:
+        LOG.error("%s", known)
+    else:
         records.report_crash(log_dir, "unexpected error, please report it", error)
-        return 1
     return code
 
 
@@ -133,15 +153,19 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name not in anew}
 
 
-def _config(arguments: argparse.Namespace) -> RunConfig:
+def _config(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     from . import derivatives, filters, records
 
+    run_id, *_ = machine.gather(records.new_run_id())
+    method = method_from(arguments, arguments.preset)
+    if (raised := for_processes(method, machine.world)) != method and "group" in arguments.levels:
+        LOG.info("Batches are raised to %d images, one for each process.", machine.world)
     filter_file = arguments.bids_filter_file
     return RunConfig(
         bids_dir=arguments.bids_dir,
         output_dir=arguments.output_dir,
         levels=tuple(arguments.levels),
-        method=method_from(arguments, arguments.preset),
+        method=raised,
         modalities=tuple(arguments.modalities),
         participant_label=tuple(arguments.participant_label),
         session_label=tuple(arguments.session_label),
@@ -162,7 +186,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         nprocs=arguments.nprocs,
         mem=arguments.mem,
         low_mem=arguments.low_mem,
-        log_dir=derivatives.log_dir(arguments.output_dir, records.new_run_id()),
+        log_dir=derivatives.log_dir(arguments.output_dir, run_id),
         ratings=arguments.ratings,
     )
 

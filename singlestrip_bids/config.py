@@ -156,10 +156,19 @@ def sloppy(method: MethodConfig) -> MethodConfig:
         copies=2,
         trials=12,
         network=NetworkConfig(features=(4, 8), normalise=True, stem=2),
-        training=replace(method.training, steps=30, batch_size=1),
-        finetuning=replace(method.finetuning, steps=10, batch_size=1),
+        training=replace(method.training, steps=30),
+        finetuning=replace(method.finetuning, steps=10),
         quality=replace(method.quality, slice_size=64, epochs=2),
     )
+
+
+def for_processes(method: MethodConfig, count: int) -> MethodConfig:
+    """Raise the batches to one image for each process."""
+
+    def raised(settings: TrainingConfig) -> TrainingConfig:
+        return replace(settings, batch_size=max(settings.batch_size, count))
+
+    return replace(method, training=raised(method.training), finetuning=raised(method.finetuning))
 
 
 def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:

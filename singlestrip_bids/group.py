@@ -1,6 +1,8 @@
 """The group level: one label and many unlabelled scans become a model.
 
 label -> SL-1 -> autoencoder -> [rank, select, refit, fine-tune] x rounds -> guard -> card
+
+Several processes train and rank together; all else that has one result is made by the first.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import __version__, derivatives, group_report, methods, model, quality, ratings, volume
-from .config import RunConfig, SynthesisConfig, TrainingConfig
+from .config import RunConfig, SynthesisConfig
 from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
 from .guard import choose
@@ -30,7 +32,7 @@ from .networks import Autoencoder, UNet
 from .ranking import guesser, pseudo_label, rank
 from .runtime import Runtime, describe, mix_seed
 from .stage import Stage
-from .synthesis import Source, training_batch
+from .synthesis import Source, on_host, training_batch
 from .training import Loss
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -56,15 +58,15 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     for label in labelled:
         LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
     stage, sources = _start(config, labelled, runtime)
-    derivatives.write_dataset(config.output_dir, config.bids_dir)
-    example = runtime.generator(mix_seed(config.method.seed, 3), 0)
-    ranges = config.method.synthesis
-    group_report.draw_sources(config.output_dir, sources, config.method.size, ranges, example)
+    if runtime.main:
+        _show(config, sources, runtime)
     inputs = [_checksums(label) for label in labelled]
     key = model.fingerprint(inputs, _identity(stage))
     autoencoder = _train_autoencoder(stage, sources, key)
     first, key = _first_network(stage, sources, key)
     networks, table = _self_train(config, stage, pool, sources, first, autoencoder, key, rated)
+    if not runtime.main:
+        return
     failed = {row["scan"]: row["note"] for row in table if row["note"]}
     usable = [scan for scan in pool if scan.relative not in failed]
     verdict = choose(stage, usable, sources, networks, autoencoder)
@@ -93,6 +95,14 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "
             "without them:\n" + "\n".join(f"  {note}" for note in failed.values())
         )
+
+
+def _show(config: RunConfig, sources: Sequence[Source], runtime: Runtime) -> None:
+    """Make the output dataset, and draw there what is learnt from."""
+    derivatives.write_dataset(config.output_dir, config.bids_dir)
+    method = config.method
+    draw = partial(runtime.generator, mix_seed(method.seed, 3))
+    group_report.draw_sources(config.output_dir, sources, method.size, method.synthesis, draw)
 
 
 def remake(config: RunConfig, runtime: Runtime) -> None:
@@ -128,14 +138,15 @@ def _self_train(
         draw = partial(group_report.draw_pseudo, config.output_dir, number)
         ranked = rank(stage, pool, guess, autoencoder, name, judged, rated.accepted, draw)
         table += [{"round": number, **asdict(candidate)} for candidate in ranked]
-        derivatives.write_tsv(stage.folder / "scores.tsv", table)
+        if stage.runtime.main:
+            derivatives.write_tsv(stage.folder / "scores.tsv", table)
         kept = [scan for scan, c in zip(pool, ranked, strict=True) if c.kept]
         if not kept:
             LOG.warning("NO USABLE PSEUDO-MASK in round %d: the model stays %s.", number, earlier)
             break
         key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept], asdict(synthesis))
         pseudo = pseudo_label(stage, kept, name)
-        loss = _segmentation_loss(stage, sources + pseudo, settings, synthesis)
+        loss = segmentation_loss(stage.runtime, sources + pseudo, stage.method.size, synthesis)
         key = stage.train(name, network, loss, settings, key)
         networks = {"sl1": first, name: network}
     return networks, table
@@ -194,21 +205,20 @@ def _identity(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _segmentation_loss(
-    stage: Stage, sources: list[Source], settings: TrainingConfig, synthesis: SynthesisConfig
+def segmentation_loss(
+    runtime: Runtime, sources: Sequence[Source], size: int, synthesis: SynthesisConfig
 ) -> Loss:
-    """Soft Dice on random images; every mask is drawn equally often."""
-    size = stage.method.size
+    """Soft Dice on random images, one a generator; every mask is drawn equally often."""
 
-    def loss(network: nn.Module, generator: Generator) -> Tensor:
-        device = generator.device
-        shape = (settings.batch_size,)
-        pick = torch.randint(0, len(sources), shape, generator=generator, device=device)
-        chosen = [sources[i] for i in pick.tolist()]
-        image, target = training_batch(generator, chosen, size, synthesis)
-        with stage.runtime.autocast():
-            logits = network(image)
-        return soft_dice(logits.float().sigmoid(), target)
+    def draw(generator: Generator) -> tuple[Tensor, Tensor]:
+        chosen = on_host(generator, "source").choice(sources)
+        return training_batch(generator, [chosen], size, synthesis)
+
+    def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
+        images, targets = zip(*map(draw, generators), strict=True)
+        with runtime.autocast():
+            logits = network(torch.cat(images))
+        return soft_dice(logits.float().sigmoid(), torch.cat(targets))
 
     return loss
 
@@ -218,7 +228,7 @@ def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet,
     torch.manual_seed(mix_seed(stage.method.seed, 0))
     network = UNet(stage.method.network)
     method = stage.method
-    loss = _segmentation_loss(stage, sources, method.training, method.synthesis)
+    loss = segmentation_loss(stage.runtime, sources, method.size, method.synthesis)
     return network, stage.train("sl1", network, loss, stage.method.training, key)
 
 
@@ -229,5 +239,7 @@ def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Modu
     masks = [(s.mask[0, 0] > 0.5).cpu().numpy() for s in sources]
     brain = torch.cat([quality.slices(mask, settings.slice_size) for mask in masks])
     loss = quality.loss_over(brain.to(stage.runtime.device), settings.batch_size)
-    stage.train("autoencoder", network, loss, quality.schedule(brain, settings), key)
+    with stage.runtime.first():  # its batches cannot be shared out; the others read it
+        alone = replace(stage, runtime=stage.runtime.alone())
+        alone.train("autoencoder", network, loss, quality.schedule(brain, settings), key)
     return network

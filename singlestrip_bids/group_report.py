@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -46,7 +46,7 @@ def draw_sources(
     sources: Sequence[Source],
     size: int,
     config: SynthesisConfig,
-    generator: Generator,
+    generator: Callable[[int], Generator],
 ) -> None:
     """Draw the first labelled scan, its classes, and random training images; log a failure.
 
@@ -60,8 +60,8 @@ def draw_sources(
         Edge of the training images in voxels.
     config : SynthesisConfig
         Ranges of the first training.
-    generator : Generator
-        On the device of the sources.
+    generator : callable
+        Makes that of each image, on the device of the sources.
     """
     try:
         origin = sources[0]
@@ -74,7 +74,7 @@ def draw_sources(
         examples = []
         for number in range(EXAMPLES):
             chosen = [sources[number % len(sources)]]
-            made, target = training_batch(generator, chosen, size, config)
+            made, target = training_batch(generator(number), chosen, size, config)
             examples.append((made[0, 0].cpu().numpy(), target[0, 0].cpu().numpy() > 0.5))
         _write(output_dir, "synthetic", encode(gallery(examples), "JPEG"))
     except Exception as error:  # no training is lost by a picture

@@ -69,6 +69,9 @@ class _Work:
 def run(config: RunConfig, runtime: Runtime) -> None:
     """Write a brain mask of every selected scan.
 
+    Of several processes each masks all scans of its share of the subjects; the first one then
+    writes the pages and tells what failed.
+
     Raises
     ------
     ScanFailed
@@ -76,11 +79,40 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     NoInput
         There is no model.
     """
+    runtime.gather(None)  # the first process may be writing the model
     folder = config.model or derivatives.model_dir(config.output_dir)
     trained = model.load(folder, runtime)
     scans = selected(config)
     derivatives.write_dataset(config.output_dir, config.bids_dir)
     handed = handoff.start(config, scans)
+    with runtime.share(list(dict.fromkeys(scan.subject for scan in scans))) as subjects:
+        theirs = frozenset(subjects)
+        own = [scan for scan in scans if scan.subject in theirs]
+        failed, skipped, looked_at = _mask(own, trained, config, runtime, handed)
+    parts = runtime.gather([failed, skipped, [scan.subject for scan in own[:looked_at]]])
+    if not runtime.main:
+        return
+    notes = {scan: note for part, _, _ in parts for scan, note in part.items()}
+    failed = {scan.relative: notes[scan.relative] for scan in scans if scan.relative in notes}
+    if skipped := sum(part for _, part, _ in parts):
+        LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
+    group_report.write(config.output_dir, trained.folder)
+    methods.write(config.output_dir, trained.folder)
+    seen = [subject for _, _, part in parts for subject in part]
+    reports.subject_pages(config.output_dir, seen, trained.card, failed)
+    if config.qc_threshold:
+        _name_doubtful(config.output_dir, scans, config.qc_threshold)
+    _complain(failed, scans)
+
+
+def _mask(
+    scans: Sequence[Scan],
+    trained: Model,
+    config: RunConfig,
+    runtime: Runtime,
+    handed: Collection[Scan],
+) -> tuple[dict[str, str], int, int]:
+    """Mask scans; return what went wrong, and how many were finished before and looked at."""
     failed: dict[str, str] = {}
     skipped = 0
     last = {scan.subject: scan for scan in scans}
@@ -104,15 +136,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
                 LOG.error("Stopped: %d of %d scans were looked at.", progress.done, len(scans))
                 break
             check_stop()
-    if skipped:
-        LOG.info("%d scans were finished before; --overwrite makes them anew.", skipped)
-    group_report.write(config.output_dir, trained.folder)
-    methods.write(config.output_dir, trained.folder)
-    subjects = [scan.subject for scan in scans[: progress.done]]
-    reports.subject_pages(config.output_dir, subjects, trained.card, failed)
-    if config.qc_threshold:
-        _name_doubtful(config.output_dir, scans, config.qc_threshold)
-    _complain(failed, scans)
+    return failed, skipped, progress.done
 
 
 def _name_doubtful(output_dir: Path, scans: Sequence[Scan], threshold: float) -> None:

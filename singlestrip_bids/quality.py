@@ -7,6 +7,7 @@ slice-wise reconstruction is the quality score (SingleStrip, section 2.3).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -68,9 +69,7 @@ def augment(brain: Tensor, generator: Generator) -> Tensor:
 
     angle = uniform(-1, 1) * math.radians(ROTATION_DEG)
     zoom = 1 / uniform(*SCALES)
-    flips = torch.where(
-        torch.rand((batch, 2), generator=generator, device=device) < 0.5, -1.0, 1.0
-    )
+    flips = 1 - 2 * (torch.rand((batch, 2), generator=generator, device=device) < 0.5).float()
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     rows = [
         torch.stack([cos * flips[:, 0], -sin * flips[:, 1], uniform(-2, 2) * SHIFT], dim=1),
@@ -83,7 +82,8 @@ def augment(brain: Tensor, generator: Generator) -> Tensor:
 def loss_over(brain: Tensor, batch_size: int) -> Loss:
     """Make the loss of random augmented batches drawn from slices (S, 1, n, n)."""
 
-    def loss(network: nn.Module, generator: Generator) -> Tensor:
+    def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
+        generator = generators[0]  # the slices of a batch are normalised together
         pick = torch.randint(
             0, len(brain), (batch_size,), generator=generator, device=brain.device
         )

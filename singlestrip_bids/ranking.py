@@ -95,7 +95,8 @@ def rank(
 ) -> list[Candidate]:
     """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
 
-    Every mask is kept on disk as it is made, so that a ranking that was stopped goes on.
+    Every mask is kept on disk as it is made, so that a ranking that was stopped goes on. Of
+    several processes each ranks its share of the scans; all return the same list.
 
     Parameters
     ----------
@@ -113,20 +114,22 @@ def rank(
     list of Candidate
         In the order of the pool, the best marked as kept.
     """
-    candidates = []
-    with Progress(f"{name}: ranking", len(pool)) as progress:
-        for scan in pool:
+    found: list[Candidate] = []
+    runtime = stage.runtime
+    with runtime.share(pool) as own, Progress(f"{name}: ranking", len(own)) as progress:
+        for scan in own:
             check_stop()
             try:
-                candidates.append(_candidate(stage, scan, guess, autoencoder, name, key, draw))
+                found.append(_candidate(stage, scan, guess, autoencoder, name, key, draw))
             except OUT_OF_MEMORY:
                 raise
             except Exception as error:  # one bad scan never stops the others
                 note = report_crash(stage.log_dir, scan.path, error)
                 if stage.stop_on_first_crash:
                     raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
-                candidates.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
-            progress.step(f"{scan.name} {candidates[-1].rank:.3f}")
+                found.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
+            progress.step(f"{scan.name} {found[-1].rank:.3f}")
+    candidates = [Candidate(**row) for row in runtime.collect([asdict(one) for one in found])]
     return top_k(candidates, stage.method.top_k or max(10, len(pool) // 2), always)
 
 

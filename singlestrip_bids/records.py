@@ -15,7 +15,7 @@ from typing import Any
 from . import derivatives
 from .config import RunConfig
 from .errors import BadData, NoInput, SingleStripError
-from .runtime import describe
+from .runtime import Runtime, describe
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -53,6 +53,16 @@ def write_run(config: RunConfig, options: Mapping[str, Any], words: Sequence[str
     derivatives.write_json(folder / "config.json", settings)
     derivatives.write_json(folder / "versions.json", describe())
     derivatives.write_text(folder / "command.txt", shlex.join(["singlestrip-bids", *words]) + "\n")
+
+
+def check_shared(config: RunConfig, runtime: Runtime) -> None:
+    """Raise `NoInput` if a process of this run does not see what the first one has written."""
+    runtime.gather(None)
+    if config.log_dir and not config.log_dir.is_dir():
+        raise NoInput(
+            f"{config.output_dir}: process {runtime.rank} does not find here what the first one "
+            "has written. Give a folder on a disk that all machines of the run share."
+        )
 
 
 def tokens(path: Path) -> list[str]:

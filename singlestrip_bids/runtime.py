@@ -1,4 +1,4 @@
-"""Device, threads, precision, seeds, signals, logging and progress of a run."""
+"""Device, threads, precision, processes, seeds, signals, logging and progress of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +20,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import processes
 from .errors import TemporaryFailure, Usage
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -30,12 +32,15 @@ OUT_OF_MEMORY = torch.OutOfMemoryError
 
 SLAB, THIN_SLAB = 16 << 20, 4 << 20  # bytes
 
+LOOK_EVERY = 10  # steps of a training on a GPU: to look at a loss is to wait for it
+
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where tensors live, and how networks compute.
+    """Where tensors live, how networks compute, and which of the run's processes this is.
 
     Attributes
     ----------
@@ -46,11 +51,16 @@ class Runtime:
     slab : int or None
         Bytes that the input of a layer may take in prediction; larger layers are computed in
         slabs. None computes each layer whole.
+    rank, world : int
+        Number of this process, and how many there are. All take the same way through the same
+        code; what has one result is written by the first.
     """
 
     device: torch.device
     bfloat16: bool
     slab: int | None = None
+    rank: int = 0
+    world: int = 1
 
     def autocast(self) -> torch.autocast:
         """Context in which networks run."""
@@ -59,6 +69,86 @@ class Runtime:
     def generator(self, *seed: int) -> torch.Generator:
         """Make a generator on the device, the same for the same numbers."""
         return torch.Generator(self.device).manual_seed(mix_seed(*seed))
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the first process, which writes what has one result."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """What ``--device`` may say to get this device again."""
+        return str(self.device) if self.world == 1 else self.device.type
+
+    @property
+    def look_every(self) -> int:
+        """Steps of a training between two looks at its losses."""
+        return 1 if self.device.type == "cpu" else LOOK_EVERY
+
+    def alone(self) -> Runtime:
+        """Return the same for work that a process does without the others."""
+        return replace(self, rank=0, world=1)
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Let the first process go through the context before the others."""
+        if not self.main:
+            self.gather(None)
+        yield
+        if self.main:
+            self.gather(None)
+
+    @contextlib.contextmanager
+    def share(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        """Give this process its share of a list; within the context it may warn."""
+        level = LOG.level
+        LOG.setLevel(min(level, logging.WARNING))
+        try:
+            yield items[self.rank :: self.world]
+        finally:
+            LOG.setLevel(level)
+
+    def collect(self, share: Sequence[Any]) -> list[Any]:
+        """Undo :meth:`share`: put the plain data of all processes into the list's order."""
+        shares = self.gather(share)
+        whole: list[Any] = [None] * sum(map(len, shares))
+        for rank, part in enumerate(shares):
+            whole[rank :: self.world] = part
+        return whole
+
+    def gather(self, value: Any) -> list[Any]:
+        """Exchange plain data: return that of every process, by rank. Each waits for all."""
+        return [value] if self.world == 1 else processes.exchange(value, stop_asked)
+
+    def average(self, network: nn.Module, loss: Tensor, weight: float) -> Tensor:
+        """Average gradients and loss over the processes; nothing here waits for the device.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Its gradients are replaced by their sum over all processes, each times its weight.
+        loss : Tensor
+            Of this process; one number.
+        weight : float
+            Share of the batch that this process has; the shares of all add up to 1.
+
+        Returns
+        -------
+        Tensor
+            (2,): the loss of the whole batch, and a number above 0 if any process was asked to
+            stop.
+        """
+        own = loss.detach()
+        state = torch.stack([own, torch.full_like(own, float(_Stop.asked))])
+        if self.world == 1:
+            return state
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        flat = weight * torch.cat([*(gradient.flatten() for gradient in gradients), state])
+        processes.add_up(flat)
+        *sums, state = flat.split([*(gradient.numel() for gradient in gradients), 2])
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
+        return state
 
     @property
     def way(self) -> str:
@@ -96,7 +186,8 @@ def as_memory_allows(compute: Callable[[Runtime], Result], runtime: Runtime) -> 
 def start(device: str, threads: int | None = None, low_memory: bool = False) -> Runtime:
     """Resolve ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` and set the number of threads.
 
-    With ``low_memory``, prediction computes in thin slabs.
+    With ``low_memory``, prediction computes in thin slabs. Of several processes (torchrun) each
+    takes the GPU of its number on this machine, and they join.
 
     Raises
     ------
@@ -105,29 +196,46 @@ def start(device: str, threads: int | None = None, low_memory: bool = False) -> 
         processor.
     """
     _name_user()
+    rank, world, local = processes.ranks()
+    if world > 1:
+        processes.meet()
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+    chosen = _device(device, local if world > 1 else None)
+    gpu = chosen.type == "cuda"
+    slab = THIN_SLAB if low_memory else None if gpu else SLAB
+    bfloat16 = torch.cuda.is_bf16_supported() if gpu else _cpu_has_bfloat16()
+    if world > 1:
+        if gpu:
+            torch.cuda.set_device(chosen)
+        processes.join("nccl" if gpu else "gloo")
+    return Runtime(chosen, bfloat16, slab, rank, world)
+
+
+def _device(name: str, local: int | None) -> torch.device:
+    """Resolve the name of a device; ``local`` is the number of this process among several."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
             LOG.info("No GPU found: computing on %d CPU threads.", torch.get_num_threads())
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(name)
     except RuntimeError as error:
-        raise Usage(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N.") from error
+        raise Usage(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N.") from error
     if chosen.type not in ("cpu", "cuda"):
-        raise Usage(f"--device {device}: not a device; use auto, cpu, cuda or cuda:N.")
+        raise Usage(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N.")
+    if chosen.type == "cuda" and local is not None:
+        if chosen.index is not None:
+            raise Usage(f"--device {name}: each process takes a GPU of its own; use auto or cuda.")
+        chosen = torch.device("cuda", local)
     if chosen.type == "cuda" and not (
         torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count()
     ):
         raise Usage(
-            f"--device {device}: this machine offers {torch.cuda.device_count()} CUDA devices; "
+            f"--device {chosen}: this machine offers {torch.cuda.device_count()} CUDA devices; "
             "check the driver (docker needs --gpus all, Apptainer --nv) or use --device cpu."
         )
-    if chosen.type == "cuda":
-        slab = THIN_SLAB if low_memory else None
-        return Runtime(chosen, torch.cuda.is_bf16_supported(), slab)
-    return Runtime(chosen, _cpu_has_bfloat16(), THIN_SLAB if low_memory else SLAB)
+    return chosen
 
 
 def _name_user() -> None:
@@ -179,16 +287,24 @@ def describe() -> dict[str, Any]:
         **{name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn", "nibabel")},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": processes.ranks()[1],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
 def start_logging(verbosity: int) -> None:
-    """Log to standard error: information by default, details with one -v."""
+    """Log to standard error: information by default, details with one -v.
+
+    Of several processes only the first does; the others tell errors, and warnings of their share.
+    """
+    rank, *_ = processes.ranks()
+    name = f" [process {rank}]" if rank else ""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s{name} %(message)s", "%H:%M:%S")
+    )
     LOG.handlers[:] = [handler]
-    LOG.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    LOG.setLevel(logging.ERROR if rank else logging.DEBUG if verbosity else logging.INFO)
     LOG.propagate = False
 
 
@@ -244,16 +360,16 @@ class Progress:
         self.began = self.last = time.monotonic()
         self.bar = (
             tqdm(total=total, initial=start, desc=label, file=sys.stderr)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not processes.ranks()[0]
             else None
         )
 
-    def step(self, note: str = "") -> None:
-        """Count one step; ``note`` is shown beside the count (a loss, a name)."""
-        self.done += 1
+    def step(self, note: str = "", steps: int = 1) -> None:
+        """Count steps; ``note`` is shown beside the count (a loss, a name)."""
+        self.done += steps
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update()
+            self.bar.update(steps)
             return
         now = time.monotonic()
         if now - self.last >= self.interval or self.done == self.total:

@@ -49,17 +49,23 @@ class Stage:
     def train(
         self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
     ) -> str:
-        """Train a network in place, or read it if it is finished; return its fingerprint."""
+        """Train a network in place, or read it if it is finished; return its fingerprint.
+
+        Of several processes the first one writes.
+        """
         path = self.folder / f"{name}.safetensors"
         key = model.fingerprint(name, asdict(settings), self.method.seed, key)
         if self._finished(path, network, key):
             LOG.info("%s: finished before, taken from %s.", name, path)
             return key
-        model.retract(self.folder)
+        if self.runtime.main:
+            model.retract(self.folder)
         network.to(self.runtime.device)
         checkpoint = self.work / f"{name}.checkpoint"
         seed = mix_seed(self.method.seed, int(key[:12], 16))
         history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        if not self.runtime.main:
+            return key
         rows = [
             {
                 "step": step + 1,

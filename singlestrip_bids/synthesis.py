@@ -1,8 +1,9 @@
 """Random training images from class maps (and from the real images), on the network's device.
 
 Every random number is drawn by ``draw_*`` from an explicit generator; what is done with the
-numbers is deterministic. Linear operators along one axis (blur, thick slices, field of view) are
-n × n matrices, so that a batch costs a few matrix products.
+numbers is deterministic, and nothing is read back from a GPU, so that no step waits for it. Linear
+operators along one axis (blur, thick slices, field of view) are n × n matrices, so that a batch
+costs a few matrix products.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,11 @@ def _with_probability(generator: Generator, batch: int, probability: float) -> T
     return torch.rand((batch, 1), generator=generator, device=generator.device) < probability
 
 
+def on_host(generator: Generator, purpose: str) -> Random:
+    """Random numbers that the host needs at once, whatever the device: from a generator's seed."""
+    return Random(f"{purpose} {generator.initial_seed()}")
+
+
 # geometry ---------------------------------------------------------------------------------------
 
 
@@ -84,7 +91,7 @@ def draw_affine(generator: Generator, batch: int, config: SynthesisConfig) -> Te
     common = _uniform(generator, (batch, 1), -1, 1) * config.scaling
     scales = torch.exp(common + _uniform(generator, (batch, 3), -1, 1) * config.anisotropy)
     shears = _uniform(generator, (batch, 3), -1, 1) * config.shear
-    flip = torch.where(_with_probability(generator, batch, 0.5), -1.0, 1.0)
+    flip = 1 - 2 * _with_probability(generator, batch, 0.5).float()
     eye = torch.eye(3, device=generator.device).expand(batch, 3, 3)
     matrix = eye.clone()
     for axis in range(3):
@@ -139,11 +146,11 @@ def sample(
     volume: Tensor, points: Tensor, padding: str = "zeros", mode: str = "bilinear"
 ) -> Tensor:
     """Read a volume (B, C, X, Y, Z) at voxel indices ``points`` (B, 3, n, n, n)."""
-    shape = torch.tensor(volume.shape[2:], device=volume.device, dtype=torch.float32)
-    scaled = points * (2 / (shape - 1)).view(1, 3, 1, 1, 1) - 1
+    axes = zip(points.unbind(1), volume.shape[2:], strict=True)
+    scaled = [where * (2 / max(size - 1, 1)) - 1 for where, size in axes]
     return F.grid_sample(
         volume,
-        scaled.permute(0, 2, 3, 4, 1).flip(-1),
+        torch.stack(scaled[::-1], dim=-1),
         mode=mode,
         padding_mode=padding,
         align_corners=True,
@@ -214,7 +221,7 @@ def draw_remap(generator: Generator, batch: int, mild: float = 0.0, knots: int =
     wild = F.interpolate(coarse, size=knots, mode="linear", align_corners=True)[:, 0]
     identity = torch.linspace(0, 1, knots, device=device)
     close = _with_probability(generator, batch, mild)
-    mix = _uniform(generator, (batch, 1), 0, 1) * torch.where(close, 0.2, 1.0)
+    mix = _uniform(generator, (batch, 1), 0, 1) * (1 - 0.8 * close.float())
     table = (1 - mix) * identity + mix * wild
     dark = _with_probability(generator, batch, 0.7)
     table[:, :1] = torch.where(dark, torch.zeros_like(mix), table[:, :1])
@@ -284,7 +291,7 @@ def acquire(image: Tensor, inside: Tensor, appearance: Appearance) -> Tensor:
     image = (image + appearance.noise).abs()
     for axis in range(3):
         thickness, phase = appearance.thickness[:, axis], appearance.phase[:, axis]
-        if bool((thickness > 1).any()):
+        if not thickness.is_cpu or bool((thickness > 1).any()):  # a GPU is not asked
             image = along(image, slice_matrix(thickness, phase, size), axis)
     inside = inside * field_of_view(appearance.crop, size)
     image = normalise(image * inside) ** appearance.gamma.view(-1, 1, 1, 1, 1)
@@ -294,7 +301,7 @@ def acquire(image: Tensor, inside: Tensor, appearance: Appearance) -> Tensor:
 def normalise(image: Tensor) -> Tensor:
     """Map the lowest value to 0 and the 99th percentile (of every 27th voxel) to 1; clip."""
     thinned = image[..., ::3, ::3, ::3].flatten(1)
-    low, high = torch.quantile(thinned, torch.tensor([0.0, 0.99], device=image.device), dim=1)
+    low, high = thinned.amin(1), torch.quantile(thinned, 0.99, dim=1)
     shape = (-1, 1, 1, 1, 1)
     return ((image - low.view(shape)) / (high - low).clamp(min=1e-4).view(shape)).clamp(0, 1)
 
@@ -307,7 +314,7 @@ def training_batch(
     Parameters
     ----------
     generator : Generator
-        Source of all randomness, on the device of the sources.
+        Source of all randomness, on the device of the sources. Each batch takes one of its own.
     sources : list of Source
         One for each of the B images.
     size : int
@@ -324,7 +331,8 @@ def training_batch(
     batch = len(sources)
     points = draw_points(generator, sources, size, config)
     appearance = draw_appearance(generator, batch, size, config)
-    real = _with_probability(generator, batch, config.real_fraction)[:, 0].tolist()
+    host = on_host(generator, "real")
+    real = [host.random() < config.real_fraction for _ in sources]
     images, insides, masks = [], [], []
     for i, origin in enumerate(sources):
         where = points[i : i + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from . import checkpoints, optimisers
 from .config import TrainingConfig
-from .errors import BadData, TemporaryFailure
-from .runtime import Progress, Runtime, mix_seed, stop_asked
+from .errors import BadData, NoInput, TemporaryFailure
+from .runtime import Progress, Runtime, mix_seed
 
 LOG = logging.getLogger("singlestrip_bids")
 
-Loss = Callable[[nn.Module, torch.Generator], Tensor]
+Loss = Callable[[nn.Module, Sequence[torch.Generator]], Tensor]
 
 SAVE_EVERY_S = 60.0
 WARM_UP = 0.03  # share of the steps in which a cosine schedule rises
@@ -47,15 +47,18 @@ def fit(
 ) -> list[float]:
     """Train a network in place; the same seed gives the same weights, interrupted or not.
 
+    Several processes share the images of a batch, average their gradients, and all take the same
+    step. The first one saves. Images do not depend on how many processes there are.
+
     Parameters
     ----------
     network : nn.Module
         On the device of ``runtime``.
     loss : callable
-        ``loss(network, generator) -> Tensor``: draws a batch from the generator and returns its
-        loss. The generator is seeded from ``seed`` and the number of the step.
+        ``loss(network, generators) -> Tensor``: draws an image from each generator and returns
+        their mean loss. Generators are seeded from ``seed``, the step and the image's number.
     settings : TrainingConfig
-        Steps and learning rate.
+        Steps, learning rate and size of a batch: not less than there are processes.
     checkpoint : Path
         Where the state of an unfinished training lies; it is taken up if its fingerprint agrees
         and removed by the caller once the result is safe.
@@ -72,40 +75,55 @@ def fit(
     Raises
     ------
     TemporaryFailure
-        SIGTERM came; the state is saved.
+        SIGTERM came to any process; the state is saved.
     BadData
         The loss is not finite.
     """
     optimiser = optimisers.make(network.parameters(), settings)
     history = _take_up(network, optimiser, checkpoint, fingerprint, label)
+    if len(set(runtime.gather(len(history)))) > 1:
+        raise NoInput(f"{checkpoint}: not all processes see it; give them one --work-dir.")
+    images = range(settings.batch_size)[runtime.rank :: runtime.world]
+    weight = len(images) / settings.batch_size
+    states: list[Tensor] = []  # of the last steps, on the device: nobody has looked at them yet
     saved = time.monotonic()
     network.train()
     with Progress(label, settings.steps, len(history)) as progress:
         for step in range(len(history), settings.steps):
-            torch.manual_seed(mix_seed(seed, step, 1))  # dropout draws from the global generator
+            torch.manual_seed(mix_seed(seed, step, -1))  # dropout draws from the global generator
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, settings)
-            value = loss(network, runtime.generator(seed, step))
+            value = loss(network, [runtime.generator(seed, step, image) for image in images])
             optimiser.zero_grad(set_to_none=True)
             value.backward()
+            states.append(runtime.average(network, value, weight))
             optimiser.step()
-            history.append(float(value.detach()))
-            if not math.isfinite(history[-1]):
-                raise BadData(
-                    f"{label}: the loss is {history[-1]} at step {step}; lower the rate."
-                )
+            if len(states) < runtime.look_every and step + 1 < settings.steps:
+                continue
+            losses, asked = torch.stack(states).T.tolist()
+            states.clear()
+            _check(losses, len(history), label)
+            history += losses
             recent = history[-50:]
-            progress.step(f"loss {sum(recent) / len(recent):.4f}")
-            if stop_asked() or time.monotonic() - saved > SAVE_EVERY_S:
+            progress.step(f"loss {sum(recent) / len(recent):.4f}", len(losses))
+            if runtime.main and (any(asked) or time.monotonic() - saved > SAVE_EVERY_S):
                 _save(network, optimiser, checkpoint, fingerprint, history)
                 saved = time.monotonic()
-            if stop_asked():
+            if any(asked):
+                runtime.gather(None)  # it is saved
                 raise TemporaryFailure(
                     f"{label}: stopped after {len(history)} of {settings.steps} steps and saved; "
                     "the same command goes on from here."
                 )
     network.eval()
     return history
+
+
+def _check(losses: Sequence[float], first: int, label: str) -> None:
+    """Raise `BadData` for a loss that is not finite; ``first`` is the number of the first step."""
+    for step, value in enumerate(losses, first):
+        if not math.isfinite(value):
+            raise BadData(f"{label}: the loss is {value} at step {step}; lower the rate.")
 
 
 def _save(

@@ -24,6 +24,7 @@ ORDER = [
     "templates",
     "bibliography",
     "derivatives",
+    "processes",
     "runtime",
     "masks",
     "metrics",
@@ -68,6 +69,7 @@ ORDER = [
     "group",
     "options",
     "cli",
+    "__main__",
     "descriptor",
     "interfaces.__init__",
     "interfaces.nipype",
@@ -124,6 +126,11 @@ def test_imports_point_downwards(module):
 @MODULES
 def test_package_is_imported_relatively(module):
     assert "singlestrip_bids" not in outside_imports(parsed(module))
+
+
+def test_only_processes_knows_torch_distributed():
+    known = {m for m in SOURCES if "torch.distributed" in outside_imports(parsed(m))}
+    assert known == {"processes"}
 
 
 def test_only_inputs_knows_pybids():

@@ -157,15 +157,26 @@ def test_the_image_s_python_finds_every_pinned_file(name):
     assert hashes(found.stdout) >= hashes(lock)
 
 
+DOES = {
+    "srun": """
+[ -n "$WRITES" ] && mkdir -p "${WRITES%/*}" && touch "$WRITES"
+[ -n "$STOPPED" ] && kill -TERM "$PPID" && while ! grep -q scancel "$LOG"; do sleep 0.05; done
+exit "$CODE"
+""",
+    "scontrol": 'case "$*" in *hostnames*) printf "n1\\nn2\\n";; esac',
+    "scancel": "",
+}  # beside recording how they were called
+
+
 class Slurm:
     """The scripts' shell, with recorders in place of the cluster's three commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder / "log"
-        for name in ("srun", "scontrol"):
+        for name in ("srun", "scontrol", "scancel"):
             path = folder / "bin" / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(f'#!/bin/sh\nprintf "%s " {name} "$@" >> "$LOG"\nexit "$CODE"\n')
+            path.write_text(f'#!/bin/sh\nprintf "%s " {name} "$@" >> "$LOG"\n{DOES[name]}\n')
             path.chmod(0o755)
 
     def run(self, script: str, *words: object, code: int = 0, **environment: str) -> int:
@@ -174,6 +185,7 @@ class Slurm:
         return subprocess.run(
             ["bash", ROOT / "docs" / "slurm" / script, *map(str, words)],
             env={"PATH": paths, "LOG": str(self.log), "CODE": str(code), **environment},
+            timeout=60,
         ).returncode
 
 
@@ -205,6 +217,38 @@ def test_the_group_job_goes_on_after_a_stop(
     log = slurm.log.read_text()
     assert "app.sif /bids " in log
     assert ("scontrol requeue 7" in log) is requeues
+
+
+@pytest.mark.parametrize(
+    ("code", "stopped", "model", "restarts", "leaves", "requeues"),
+    [
+        (0, False, True, 0, 0, False),
+        (1, False, False, 0, 1, False),
+        (1, False, True, 0, 0, False),
+        (1, True, False, 0, 1, True),
+        (1, True, False, 20, 1, False),
+        (0, True, True, 0, 0, False),
+    ],
+)
+def test_the_job_on_several_gpus_goes_on_after_a_stop(
+    slurm, tmp_path, code, stopped, model, restarts, leaves, requeues
+):
+    """Torchrun's code tells nothing: what counts is whether the signal came."""
+    card = tmp_path / "out/code/singlestrip/model.json"
+    card.parent.mkdir(parents=True)
+    card.touch()
+    os.utime(card, (0, 0))  # of an earlier training
+    job = {"SLURM_JOB_ID": "31007", "SLURM_RESTART_COUNT": str(restarts)}
+    job |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2"}
+    job |= {"STOPPED": "yes" if stopped else "", "WRITES": str(card) if model else ""}
+    words = ["/bids", tmp_path / "out", "app.sif", "--preset", "full"]
+    assert slurm.run("group-gpus.sbatch", *words, code=code, **job) == leaves
+    log = slurm.log.read_text()
+    assert "app.sif torchrun --nnodes 2 --nproc-per-node 4 " in log
+    assert "--rdzv-endpoint n1:29407 -m singlestrip_bids /bids " in log
+    assert log.count("--omp-nthreads 4 --preset full") == 1
+    assert ("scontrol requeue 31007" in log) is requeues
+    assert ("scancel --signal=TERM 31007" in log) is stopped
 
 
 def test_the_array_masks_every_subject_once(slurm, tmp_path):

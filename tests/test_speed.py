@@ -72,3 +72,10 @@ def test_paths_are_made_for_each_subject(tmp_path):
     root = speed.dataset(tmp_path / "bids", scan, 3)
     assert len(list(root.glob("sub-*/anat/*_T1w.nii.gz"))) == 3
     assert all(Path(path).is_symlink() for path in root.glob("sub-*/anat/*"))
+
+
+def test_steps_by_one_process_and_by_two(tmp_path):
+    rows = speed.scaling(tmp_path, "quick", 1)
+    assert [row["processes"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["steps_per_s"] > 0, row

@@ -29,7 +29,11 @@ def unet() -> UNet:
     return UNet(NetworkConfig(features=(2, 4), normalise=True))
 
 
-def unet_loss(network, generator):
+def unet_loss(network, generators):
+    return torch.stack([one_loss(network, generator) for generator in generators]).mean()
+
+
+def one_loss(network, generator):
     noise = torch.rand((1, 1, 8, 8, 8), generator=generator)
     target = (F.avg_pool3d(noise, 3, 1, 1) > 0.45).float()
     return soft_dice(network(target + 0.5 * noise).sigmoid(), target)
@@ -40,7 +44,8 @@ def autoencoder() -> Autoencoder:
     return Autoencoder(4, 64)
 
 
-def autoencoder_loss(network, generator):
+def autoencoder_loss(network, generators):
+    generator = generators[0]
     brain = torch.zeros((2, 1, 64, 64))
     low, high = torch.randint(5, 60, (2,), generator=generator).sort().values.tolist()
     brain[:, :, low : high + 3, 20:50] = 1
@@ -61,10 +66,10 @@ def terminated_at(step: int, loss):
     """The same loss, with a SIGTERM to this process in one of its calls."""
     calls = iter(range(1000))
 
-    def wrapped(network, generator):
+    def wrapped(network, generators):
         if next(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss(network, generator)
+        return loss(network, generators)
 
     return wrapped
 
@@ -130,10 +135,10 @@ class TestFit:
         monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
         calls = iter(range(100))
 
-        def crashing(net, generator):
+        def crashing(net, generators):
             if next(calls) == 4:
                 raise KeyboardInterrupt
-            return unet_loss(net, generator)
+            return unet_loss(net, generators)
 
         with contextlib.suppress(KeyboardInterrupt):
             run(network, crashing, path)
@@ -187,9 +192,9 @@ class TestFit:
         seen = []
         network = autoencoder().eval()
 
-        def loss(net, generator):
+        def loss(net, generators):
             seen.append(net.training)
-            return autoencoder_loss(net, generator)
+            return autoencoder_loss(net, generators)
 
         run(network, loss, tmp_path / "c", replace(SETTINGS, steps=2))
         assert seen == [True, True]
