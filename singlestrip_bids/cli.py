@@ -24,6 +24,10 @@ LOG = logging.getLogger("singlestrip_bids")
 
 INTERRUPTED = "Interrupted; the same command goes on from the last checkpoint."
 LOW_MEM_GB = 1.2  # of --mem; below, as --low-mem
+SLEEPERS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+"""So that threads of the network that wait leave their processor to those that read and write
+other scans; libraries look at these when they are loaded. In training nobody else is at work, and
+threads that wait awake are faster."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +69,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    if arguments.levels == ["participant"] and "torch" not in sys.modules:
+        for name, value in SLEEPERS.items():
+            os.environ.setdefault(name, value)
     from . import processes, runtime
 
     runtime.start_logging(arguments.verbose)
