@@ -37,8 +37,9 @@ def run(bids: Path, out: Path, *words: str) -> int:
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
-    card = json.loads((out / MODEL / "model.json").read_text())
-    return load_file(out / MODEL / card["network"])
+    """All networks of a model, whichever of them is used."""
+    paths = sorted((out / MODEL).glob("*.safetensors"))
+    return {f"{p.stem} {name}": w for p in paths for name, w in load_file(p).items()}
 
 
 def same(one: dict, other: dict) -> bool:
