@@ -369,7 +369,7 @@ def test_doubtful_masks_are_named(heads, trained, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("round-1.safetensors", lambda path: path.write_bytes(path.read_bytes()[:1000])),
+        ("{kept}.safetensors", lambda path: path.write_bytes(path.read_bytes()[:1000])),
         ("model.json", lambda path: path.write_text("{")),
         ("model.json", lambda path: path.write_text('{"format": 99}')),
         ("autoencoder.safetensors", Path.unlink),
@@ -377,6 +377,7 @@ def test_doubtful_masks_are_named(heads, trained, tmp_path, capfd):
 )
 def test_damaged_model(bids, trained, tmp_path, capfd, name, change):
     model = Path(shutil.copytree(trained / MODEL, tmp_path / "model"))
+    name = name.format(**json.loads((model / "model.json").read_text())["guard"])
     change(model / name)
     code = run(bids, tmp_path / "out", "participant", "--model", str(model))
     complaint(capfd, code, 66 if change is Path.unlink else 65, name)

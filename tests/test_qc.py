@@ -113,7 +113,7 @@ class TestShapes:
         monkeypatch.setattr(shapes, "EDGE", 32)
         x, y, z = np.ogrid[-32:32, -32:32, -32:32]
         brain = (x / 8) ** 2 + (y / 10) ** 2 + (z / 7) ** 2 < 1
-        judge = train(brain, QualityConfig(64, epochs=20), runtime.start("cpu"))
+        judge = train(brain, QualityConfig(64, epochs=40), runtime.start("cpu"))
         broken = brain & (np.random.default_rng(0).random(brain.shape) < 0.5)
         assert judge(brain) > judge(broken) + 0.1
         assert judge(np.zeros_like(brain)) == 0
