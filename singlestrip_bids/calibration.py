@@ -180,4 +180,4 @@ def look(
         way = "" if machine == runtime else machine.way
         return Look(probability, mask, Evidence(score, mirror), rebuilt, way)
 
-    return as_memory_allows(on, runtime)
+    return as_memory_allows(on, runtime.rungs())

@@ -24,8 +24,9 @@ from .inputs import Scan
 from .masks import Mask, pack, unpack
 from .metrics import dice
 from .networks import UNet
+from .progress import Progress
 from .ranking import masks_of, register
-from .runtime import Progress, check_stop, mix_seed
+from .runtime import check_stop, mix_seed
 from .selection import spread
 from .stage import Stage
 from .synthesis import Source, training_batch

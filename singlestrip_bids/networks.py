@@ -7,6 +7,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import NetworkConfig
 
@@ -122,6 +123,13 @@ class UNet(nn.Module):
     config : NetworkConfig
         Features by level, normalisation and stem.
 
+    Attributes
+    ----------
+    recompute : bool
+        Whether training keeps the outputs of blocks alone and computes their insides again for
+        the gradients: the same numbers in less memory, a third more time (gradient checkpointing,
+        Chen et al. 2016, arXiv:1604.06174).
+
     Notes
     -----
     Hoopes et al. (2022), NeuroImage 260:119474: max pooling, nearest upsampling, skip
@@ -131,6 +139,7 @@ class UNet(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         voxels = config.stem**3
         channels = (voxels, *config.features)
         self.encoder = nn.ModuleList(
@@ -158,11 +167,23 @@ class UNet(nn.Module):
             return self._in_slabs(x, slab)
         skips = []
         for level, block in enumerate(self.encoder):
-            x = block(F.max_pool3d(x, 2) if level else x)
+            x = self._through(block, F.max_pool3d(x, 2) if level else x)
             skips.append(x)
         for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+            x = self._through(block, x, skip)
         return unfold(self.head(x), self.config.stem)
+
+    def _through(self, block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Compute a block of ``x``, which is doubled in size and joined to ``skip`` if given."""
+
+        def compute(x: Tensor, skip: Tensor | None) -> Tensor:
+            if skip is not None:
+                x = torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1)
+            return block(x)
+
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(compute, x, skip, use_reentrant=False, preserve_rng_state=False)
+        return compute(x, skip)
 
     def _in_slabs(self, x: Tensor, slab: int) -> Tensor:
         skips: list[Tensor] = []

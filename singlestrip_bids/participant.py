@@ -20,8 +20,9 @@ from .inputs import Scan, selected
 from .masks import Mask
 from .model import Model
 from .pipeline import flow
+from .progress import Progress
 from .records import report_crash
-from .runtime import Progress, Runtime, check_stop
+from .runtime import Runtime, check_stop
 from .volume import Conformed, Image
 
 LOG = logging.getLogger("singlestrip_bids")

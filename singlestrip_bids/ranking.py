@@ -18,9 +18,10 @@ from .inputs import Scan
 from .masks import Mask, pack, unpack
 from .metrics import dice
 from .networks import UNet
+from .progress import Progress
 from .records import report_crash
 from .registration import carry_over
-from .runtime import OUT_OF_MEMORY, Progress, as_memory_allows, check_stop
+from .runtime import OUT_OF_MEMORY, as_memory_allows, check_stop
 from .selection import Candidate, top_k
 from .stage import Stage
 from .synthesis import Source
@@ -66,7 +67,7 @@ def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) ->
     def by_network(conformed: Conformed) -> NDArray[np.float32]:
         return as_memory_allows(
             lambda machine: predict(network, conformed, machine, stage.method.copies),
-            stage.runtime,
+            stage.runtime.rungs(),
         )
 
     def guess(conformed: Conformed) -> Guess:

@@ -1,4 +1,4 @@
-"""Device, threads, precision, processes, seeds, signals, logging and progress of a run."""
+"""Device, threads, precision, memory, processes, seeds, signals and logging of a run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import platform
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import processes
 from .errors import TemporaryFailure, Usage
@@ -163,24 +161,33 @@ class Runtime:
         return list(dict.fromkeys(ladder))
 
 
-def as_memory_allows(compute: Callable[[Runtime], Result], runtime: Runtime) -> Result:
-    """Compute, and where the GPU's memory is full once more with less of it, and say so.
+class Way(Protocol):
+    """A way to compute the same, with more or less of the device's memory."""
+
+    @property
+    def way(self) -> str:
+        """How, in words."""
+
+
+AnyWay = TypeVar("AnyWay", bound=Way)
+
+
+def as_memory_allows(compute: Callable[[AnyWay], Result], ways: Sequence[AnyWay]) -> Result:
+    """Compute in the first way, and where the GPU's memory is full in the next, and say so.
 
     Raises
     ------
     torch.OutOfMemoryError
         There is not even enough memory for the last way.
     """
-    rungs = runtime.rungs()
-    for rung, below in itertools.pairwise(rungs):
+    for way, below in itertools.pairwise(ways):
         try:
-            return compute(rung)
+            return compute(way)
         except OUT_OF_MEMORY as error:
             why = str(error).split("\n")[0]
-        LOG.warning("OUT OF MEMORY %s (%s): now %s.", rung.way, why, below.way)
-        if rung.device.type == "cuda":  # outside of the handler, which keeps tensors alive
-            torch.cuda.empty_cache()
-    return compute(rungs[-1])
+        LOG.warning("OUT OF MEMORY %s (%s): now %s.", way.way, why, below.way)
+        torch.cuda.empty_cache()  # outside of the handler, which keeps tensors alive
+    return compute(ways[-1])
 
 
 def start(device: str, threads: int | None = None, low_memory: bool = False) -> Runtime:
@@ -339,56 +346,3 @@ def check_stop() -> None:
     """Raise :class:`TemporaryFailure` (exit code 75) once SIGTERM has come."""
     if _Stop.asked:
         raise TemporaryFailure("Stopped by SIGTERM; the same command goes on from here.")
-
-
-class Progress:
-    """A bar on a terminal; otherwise a log line every ``interval`` seconds.
-
-    Parameters
-    ----------
-    label : str
-        What is going on.
-    total : int
-        Number of steps.
-    start : int
-        Steps done before (a resumed training).
-    """
-
-    def __init__(self, label: str, total: int, start: int = 0, interval: float = 15.0) -> None:
-        self.label, self.total, self.done, self.first = label, total, start, start
-        self.interval = interval
-        self.began = self.last = time.monotonic()
-        self.bar = (
-            tqdm(total=total, initial=start, desc=label, file=sys.stderr)
-            if sys.stderr.isatty() and not processes.ranks()[0]
-            else None
-        )
-
-    def step(self, note: str = "", steps: int = 1) -> None:
-        """Count steps; ``note`` is shown beside the count (a loss, a name)."""
-        self.done += steps
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(steps)
-            return
-        now = time.monotonic()
-        if now - self.last >= self.interval or self.done == self.total:
-            self.last = now
-            rate = (self.done - self.first) / max(now - self.began, 1e-9)
-            minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
-            left = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
-            LOG.info(
-                "%s: %d/%d %s (%.2f/s, %s left)",
-                self.label, self.done, self.total, note, rate, left,
-            )  # fmt: skip
-
-    def close(self) -> None:
-        """End the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -19,9 +19,10 @@ from .errors import BadData, NothingSelected, ScanFailed
 from .frame import head_of
 from .inference import conform_image
 from .inputs import Scan, selected
+from .progress import Progress
 from .records import report_crash
 from .registration import likeness
-from .runtime import Progress, Runtime, check_stop
+from .runtime import Runtime, check_stop
 from .selection import spread
 from .synthesis import Source, source
 from .volume import Image

@@ -6,6 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from . import checkpoints, optimisers
 from .config import TrainingConfig
 from .errors import BadData, NoInput, TemporaryFailure
-from .runtime import Progress, Runtime, mix_seed
+from .progress import Progress
+from .runtime import Runtime, as_memory_allows, mix_seed
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -22,6 +25,22 @@ Loss = Callable[[nn.Module, Sequence[torch.Generator]], Tensor]
 
 SAVE_EVERY_S = 60.0
 WARM_UP = 0.03  # share of the steps in which a cosine schedule rises
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a batch goes through a network: one image at a time, its activations computed twice."""
+
+    way: str
+    apart: bool = False
+    recompute: bool = False
+
+
+WAYS: Sequence[_Way] = (
+    _Way("training on whole batches"),
+    _Way("training on one image at a time", apart=True),
+    _Way("training on one image at a time, computing layers twice", apart=True, recompute=True),
+)
 
 
 def learning_rate(step: int, settings: TrainingConfig) -> float:
@@ -48,7 +67,8 @@ def fit(
     """Train a network in place; the same seed gives the same weights, interrupted or not.
 
     Several processes share the images of a batch, average their gradients, and all take the same
-    step. The first one saves. Images do not depend on how many processes there are.
+    step. The first one saves. Images do not depend on how many processes there are. Where the
+    memory of a GPU is full, a batch goes through the network in a way that needs less of it.
 
     Parameters
     ----------
@@ -85,17 +105,17 @@ def fit(
         raise NoInput(f"{checkpoint}: not all processes see it; give them one --work-dir.")
     images = range(settings.batch_size)[runtime.rank :: runtime.world]
     weight = len(images) / settings.batch_size
+    ways = WAYS
     states: list[Tensor] = []  # of the last steps, on the device: nobody has looked at them yet
     saved = time.monotonic()
     network.train()
     with Progress(label, settings.steps, len(history)) as progress:
         for step in range(len(history), settings.steps):
-            torch.manual_seed(mix_seed(seed, step, -1))  # dropout draws from the global generator
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, settings)
-            value = loss(network, [runtime.generator(seed, step, image) for image in images])
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
+            compute = partial(_gradients, network, loss, runtime, (seed, step), images)
+            value, way = as_memory_allows(compute, ways)
+            ways = ways[ways.index(way) :]
             states.append(runtime.average(network, value, weight))
             optimiser.step()
             if len(states) < runtime.look_every and step + 1 < settings.steps:
@@ -117,6 +137,27 @@ def fit(
                 )
     network.eval()
     return history
+
+
+def _gradients(
+    network: nn.Module,
+    loss: Loss,
+    runtime: Runtime,
+    seed: tuple[int, int],
+    images: Sequence[int],
+    way: _Way,
+) -> tuple[Tensor, _Way]:
+    """Give a network the gradients of a batch's mean loss; return the loss, and the way."""
+    torch.manual_seed(mix_seed(*seed, -1))  # dropout draws from the global generator
+    generators = [runtime.generator(*seed, image) for image in images]
+    network.recompute = way.recompute  # type: ignore[assignment]
+    network.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=runtime.device)
+    for some in [[one] for one in generators] if way.apart else [generators]:
+        value = loss(network, some) * (len(some) / len(generators))
+        value.backward()
+        total += value.detach()
+    return total, way
 
 
 def _check(losses: Sequence[float], first: int, label: str) -> None:

@@ -25,6 +25,7 @@ ORDER = [
     "bibliography",
     "derivatives",
     "processes",
+    "progress",
     "runtime",
     "masks",
     "metrics",

@@ -170,7 +170,7 @@ class TestFullMemory:
     def test_has_an_end(self, network, full):
         rooms = full(99)
         with pytest.raises(torch.OutOfMemoryError):
-            as_memory_allows(lambda machine: predict(network, scan(), machine), CPU)
+            as_memory_allows(lambda machine: predict(network, scan(), machine), CPU.rungs())
         assert len(rooms) == 2
 
     def test_last_comes_the_processor(self):

@@ -85,6 +85,62 @@ def same_weights(one, two) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
+def bytes_kept(network: UNet) -> int:
+    """What a pass keeps for its gradients, weights left out."""
+    weights = {parameter.data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.rand(1, 1, 16, 16, 16)).sum()
+    return sum(kept.values())
+
+
+class TestFullMemory:
+    @pytest.mark.parametrize("way", [1, 2])
+    def test_goes_on_with_less_of_it(self, tmp_path, caplog, way):
+        """PyTorch's own error, raised where its GPU allocator would, leaves the same weights."""
+        settings = replace(SETTINGS, batch_size=3)
+        plain, network, calls = unet(), unet(), []
+        expected = run(plain, unet_loss, tmp_path / "plain", settings)
+
+        def greedy(net, generators):
+            calls.append(len(generators))
+            value = unet_loss(net, generators)
+            if len(calls) > 2 and (len(generators) > 1 or net.recompute < (way == 2)):
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+            return value
+
+        with caplog.at_level(logging.WARNING):
+            history = run(network, greedy, tmp_path / "c", settings)
+        assert calls == [3, 3, 3, *[1] * (way == 2), *[1] * 3 * (STEPS - 2)]
+        assert history == pytest.approx(expected, abs=1e-5)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, atol=1e-4, rtol=1e-3)
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == way
+        assert said[0].startswith(
+            "OUT OF MEMORY training on whole batches (CUDA out of memory.): now"
+        )
+
+    def test_no_way_is_left(self, tmp_path):
+        def greedy(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        with pytest.raises(torch.OutOfMemoryError):
+            run(unet(), greedy, tmp_path / "c")
+
+    def test_computing_twice_keeps_less(self):
+        network = unet().train()
+        plain = bytes_kept(network)
+        network.recompute = True
+        assert bytes_kept(network) < 0.5 * plain
+
+
 class TestFit:
     def test_loss_falls(self, tmp_path):
         network = unet()
