@@ -11,6 +11,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from singlestrip_bids import derivatives
 from singlestrip_bids.runtime import describe
 
@@ -20,7 +22,7 @@ def facts() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    versions = describe()
+    versions = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     machine = versions["gpu"] or f"{platform.machine()}, {versions['threads']} threads, no GPU"
     return {
         "date": date.today().isoformat(),

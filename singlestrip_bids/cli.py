@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         handoff.check(config)
         log_dir = config.log_dir
         if machine.main:
-            records.write_run(config, options_of(arguments), words)
+            records.write_run(config, options_of(arguments), words, machine)
         records.check_shared(config, machine)
         shared = not (
             arguments.suggest_label or arguments.boilerplate_only or arguments.reports_only

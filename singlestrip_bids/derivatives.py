@@ -1,8 +1,8 @@
 """The output dataset: file names, images, sidecars and descriptions.
 
-The only module that builds output paths and the only one that writes. Every file is written
-under a temporary hidden name in its folder and then renamed: a killed job leaves no half file,
-and jobs that share a folder do not disturb each other.
+Names of what BIDS names are built here, and all writing is done here. Every file is written under
+a temporary hidden name in its folder and then renamed: a killed job leaves no half file, and jobs
+that share a folder do not disturb each other.
 """
 
 from __future__ import annotations
@@ -315,15 +315,16 @@ def write_dataset(output_dir: Path, bids_dir: Path, readme: str = README) -> Non
 def check_output(output_dir: Path, bids_dir: Path) -> None:
     """Raise `Usage` if writing to a folder would touch the input or another dataset."""
     output, raw = output_dir.resolve(), bids_dir.resolve()
+    subjects = any(output.glob("sub-*"))  # asked first: another job writes the description first
     if output.is_relative_to(raw) and not output.is_relative_to(raw / "derivatives"):
         raise Usage(
             f"The output folder {output_dir} is inside the input dataset {bids_dir}. "
             f"Choose one outside, or {bids_dir / 'derivatives' / 'singlestrip'}."
         )
-    if (output / "dataset_description.json").exists() and not made_here(output):
+    if (subjects or (output / "dataset_description.json").exists()) and not made_here(output):
         raise Usage(
-            f"The output folder {output_dir} holds another dataset: its dataset_description.json "
-            f"does not name {TOOL}. Choose an empty or new folder."
+            f"The output folder {output_dir} holds another dataset: it has no "
+            f"dataset_description.json that names {TOOL}. Choose an empty or new folder."
         )
 
 

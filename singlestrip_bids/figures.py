@@ -15,7 +15,7 @@ from contourpy import contour_generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .masks import Mask
+from .masks import Mask, box
 
 OUTLINE = "#ffb000"  # orange, told apart from grey by all eyes
 SECOND = "#56b4e9"  # sky blue, told apart from orange by all eyes
@@ -182,8 +182,7 @@ def sheet(data: NDArray, masks: Sequence[Mask], size: float) -> bytes:
 
 def _extent(mask: Mask) -> list[tuple[int, int]]:
     """First and last plane of the mask along each axis."""
-    planes = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return [(int(found[0]), int(found[-1])) for found in planes]
+    return [(int(edge.start), int(edge.stop) - 1) for edge in box(mask)]
 
 
 def _window(first: int, last: int, count: int, size: float) -> slice:

@@ -1,6 +1,6 @@
 """The group level: one label and many unlabelled scans become a model.
 
-label -> SL-1 -> autoencoder -> [rank, select, refit, fine-tune] x rounds -> guard -> card
+label -> autoencoder -> SL-1 -> [rank, select, refit, fine-tune] x rounds -> guard -> card
 
 Several processes train and rank together; all else that has one result is made by the first.
 """
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from . import __version__, derivatives, group_report, methods, model, quality, r
 from .config import RunConfig, SynthesisConfig
 from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
-from .guard import choose
+from .guard import Verdict, choose, sample_of
 from .inference import conform_image
 from .inputs import Scan, selected
 from .labelled import Label, find_label
@@ -69,14 +70,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         return
     failed = {row["scan"]: row["note"] for row in table if row["note"]}
     usable = [scan for scan in pool if scan.relative not in failed]
-    verdict = choose(stage, usable, sources, networks, autoencoder)
-    for one in verdict.apart:
-        group_report.draw_networks(config.output_dir, one.scan, stage.conform(one.scan), one.masks)
-    card = {
-        "network": f"{verdict.name}.safetensors",
-        "self_trained": verdict.name != "sl1",
-        "guard": verdict.to_dict(),
-        "calibration": asdict(verdict.calibration),
+    known = {
         "label": inputs,
         "unlabelled": [scan.relative for scan in pool],
         "ratings": rated.to_dict(),
@@ -84,10 +78,17 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         "brain_ml": stage.frame.brain_ml,
         "head_width": stage.frame.head_width,
         "method": stage.method.to_dict(),
-        "versions": describe(),
     }
-    model.write_card(stage.folder, card)
-    LOG.info("Model: %s (%s).", stage.folder, verdict.name)
+    files = [stage.folder / f"{name}.safetensors" for name in ("autoencoder", *networks)]
+    files += [scan.path for scan in sample_of(usable)]
+    key = model.fingerprint(known, __version__, [_checksum(path) for path in files])
+    if model.made_of(stage.folder) == key:
+        model.confirm(stage.folder)
+        LOG.info("Model: %s, finished before.", stage.folder)
+    else:
+        verdict = choose(stage, usable, sources, networks, autoencoder)
+        failed |= verdict.failed
+        _finish(config, stage, verdict, known, key)
     group_report.write(config.output_dir, stage.folder)
     methods.write(config.output_dir, stage.folder)
     if failed:
@@ -95,6 +96,25 @@ def run(config: RunConfig, runtime: Runtime) -> None:
             f"{len(failed)} of {len(pool)} unlabelled scans could not be used; the model was made "
             "without them:\n" + "\n".join(f"  {note}" for note in failed.values())
         )
+
+
+def _finish(
+    config: RunConfig, stage: Stage, verdict: Verdict, known: dict[str, Any], key: str
+) -> None:
+    """Write the card: the model is complete."""
+    for one in verdict.apart:
+        group_report.draw_networks(config.output_dir, one.scan, stage.conform(one.scan), one.masks)
+    card = {
+        "network": f"{verdict.name}.safetensors",
+        "self_trained": verdict.name != "sl1",
+        "guard": verdict.to_dict(),
+        "calibration": asdict(verdict.calibration),
+        **known,
+        "versions": describe(stage.runtime.device),
+        "fingerprint": "" if verdict.failed else key,  # what failed is tried again
+    }
+    model.write_card(stage.folder, card)
+    LOG.info("Model: %s (%s).", stage.folder, verdict.name)
 
 
 def _show(config: RunConfig, sources: Sequence[Source], runtime: Runtime) -> None:
@@ -152,6 +172,13 @@ def _self_train(
     return networks, table
 
 
+def _checksum(path: Path) -> str:
+    try:
+        return model.sha256(path)
+    except OSError:  # what cannot be read fails where it is used
+        return ""
+
+
 def _checksums(label: Label) -> dict[str, str]:
     return {
         "scan": label.scan.relative,
@@ -183,7 +210,11 @@ def _start(
     grid = voxel_size, method.size, method.network.multiple
     conformed = [conform_image(image, *grid) for image, _ in pairs]
     brain_ml = float(np.median([volume.millilitres(mask, i.affine) for i, mask in pairs]))
-    frame = Frame(*grid, brain_ml, float(np.median([head_width(c)[0] for c in conformed])))
+    widths = [head_width(c)[0] for c in conformed]
+    for label, width in zip(labelled, widths, strict=True):
+        if not width:
+            raise BadData(f"{label.scan.path}: no head is found in it; label another scan.")
+    frame = Frame(*grid, brain_ml, float(np.median(widths)))
     folder = derivatives.model_dir(config.output_dir)
     how = (config.log_dir, config.stop_on_first_crash)
     stage = Stage(folder, config.work_dir or folder / "work", method, frame, runtime, *how)

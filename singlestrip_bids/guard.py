@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .calibration import Calibration, Evidence, line_through, look
 from .config import SynthesisConfig
 from .inference import mask_from
 from .inputs import Scan
-from .masks import Mask, pack, unpack
+from .masks import Mask, box, pack, unpack
 from .metrics import dice
 from .networks import UNet
 from .progress import Progress
@@ -97,6 +97,7 @@ class Verdict:
     calibration: Calibration
     standings: Mapping[str, Standing]
     apart: Sequence[Apart] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)  # scans that cannot be read, and why
 
     @property
     def reason(self) -> str:
@@ -120,6 +121,11 @@ class Verdict:
         }
 
 
+def sample_of(pool: Sequence[Scan]) -> list[Scan]:
+    """Take the unlabelled scans that are looked at, from all over the pool."""
+    return spread(pool, SAMPLE)
+
+
 def choose(
     stage: Stage,
     pool: Sequence[Scan],
@@ -136,8 +142,9 @@ def choose(
     networks : mapping of str to UNet
         One, or the first and the last, in this order.
     """
-    sample = spread(pool, SAMPLE)
-    opinions = _second_opinions(stage, sample, sources, ranked=len(networks) > 1)
+    drawn = sample_of(pool)
+    opinions, failed = _second_opinions(stage, drawn, sources, ranked=len(networks) > 1)
+    sample = [scan for scan in drawn if scan.relative not in failed]
     calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
     for name, network in networks.items():
         calibration, copies = calibrate(stage, sources, network, autoencoder, name)
@@ -152,7 +159,7 @@ def choose(
     first, last = next(iter(standings)), next(reversed(standings))
     kept = first if standings[last].harms(standings[first]) else last
     apart = _most_apart(sample, *masks) if sample and len(networks) > 1 else []
-    verdict = Verdict(kept, calibrations[kept], standings, apart)
+    verdict = Verdict(kept, calibrations[kept], standings, apart, failed)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict
@@ -179,18 +186,27 @@ class _Seen:
 
 def _second_opinions(
     stage: Stage, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
-) -> list[bytes]:
-    """Carry the label's mask over to each scan, unless that was done to rank it; packed masks."""
-    packed = []
+) -> tuple[list[bytes], dict[str, str]]:
+    """Carry the label's mask over to each scan, unless that was done to rank it.
+
+    Returns
+    -------
+    tuple
+        Packed masks, and which scans have none, and why.
+    """
+    packed, failed = [], {}
     with Progress("second opinions", len(sample)) as progress:
         for scan in sample:
             check_stop()
             carried = masks_of(stage, scan, "round-1").get("carried") if ranked else None
-            if carried is None:
-                carried = mask_from(register(stage, stage.conform(scan), sources))
-            packed.append(pack(carried))
+            try:
+                if carried is None:
+                    carried = mask_from(register(stage, stage.conform(scan), sources))
+                packed.append(pack(carried))
+            except Exception as error:  # one bad scan never stops the others
+                failed[scan.relative] = stage.note(scan, error)
             progress.step(scan.name)
-    return packed
+    return packed, failed
 
 
 def _seen(
@@ -287,8 +303,6 @@ def _copy(stage: Stage, origin: Source, number: int) -> tuple[Conformed, NDArray
 
 def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Smallest box around a mask: the field of view."""
-    box = np.zeros_like(mask)
-    corners = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if all(len(corner) for corner in corners):
-        box[tuple(slice(corner[0], corner[-1] + 1) for corner in corners)] = True
-    return box
+    hull = np.zeros_like(mask)
+    hull[box(mask)] = True
+    return hull

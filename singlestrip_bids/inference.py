@@ -81,7 +81,7 @@ def _probabilities(network: UNet, images: list[Tensor], runtime: Runtime) -> Ite
 
     As many as the memory allows go through the network at a time: small ones gain most by it.
     """
-    network.to(runtime.device).eval()
+    runtime.take(network)
     bytes_of_one = 4 * images[0].numel() * network.config.features[0] // network.config.stem**3
     room = PAIR if runtime.slab is None else min(max(runtime.slab // bytes_of_one, 1), PAIR)
     for first in range(0, len(images), room):

@@ -1,7 +1,6 @@
 """Agreement of two binary masks: Dice overlap and surface distance.
 
-For evaluation only: nothing that trains or selects reads these numbers, because outside a
-benchmark there is no second mask to compare with.
+The app compares masks that it has made itself. Comparing with a second reader's is for benchmarks.
 """
 
 from __future__ import annotations

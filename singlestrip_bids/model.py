@@ -77,6 +77,19 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / CARD) if (folder / CARD).is_file() else None
 
 
+def confirm(folder: Path) -> None:
+    """Set the date of the card to now, by which scripts see that a run has left a model."""
+    write_json(folder / CARD, read_json(folder / CARD))
+
+
+def made_of(folder: Path) -> str:
+    """Return the fingerprint of what a finished model was made of; empty if there is none."""
+    try:
+        return str((read_card(folder) or {}).get("fingerprint", ""))
+    except BadData:  # it is made anew
+        return ""
+
+
 def read_table(folder: Path, name: str) -> list[dict[str, str]]:
     """Read a table of a model, such as ``scores``; empty if there is none."""
     path = folder / f"{name}.tsv"
@@ -124,8 +137,8 @@ def load(folder: Path, runtime: Runtime) -> Model:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     return Model(
         folder,
-        network.to(runtime.device).eval(),
-        autoencoder.to(runtime.device).eval(),
+        runtime.take(network),
+        runtime.take(autoencoder),
         quality,
         calibration,
         frame,
@@ -138,7 +151,7 @@ def _check_numbers(calibration: Calibration, frame: Frame) -> None:
     if not all(abs(value) < 100 for value in astuple(calibration)):  # NaN is not
         raise ValueError(f"impossible {calibration}")
     grid = 0.001 < frame.voxel_size < 1000 and 1 < frame.size <= 1024
-    if not (grid and 0 < frame.brain_ml < 1e6 and 0 <= frame.head_width < 1e4):
+    if not (grid and 0 < frame.brain_ml < 1e6 and 0 < frame.head_width < 1e4):
         raise ValueError(f"impossible {frame}")
 
 

@@ -47,6 +47,13 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2^32 - 1")
+    return value
+
+
 def _border(text: str) -> float:
     value = float(text)
     if not 0.1 <= abs(value) <= 100:
@@ -164,7 +171,9 @@ def build_parser() -> Parser:
         "--steps", type=positive_int, metavar="N",
         help="steps of the first training; the others keep their proportion (default: preset's)",
     )  # fmt: skip
-    training.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default: 0)")
+    training.add_argument(
+        "--random-seed", type=_seed, default=0, metavar="N", help="0 or more (default: 0)"
+    )
     training.add_argument(
         "--sloppy", action="store_true", help="a useless model in seconds: to try the plumbing"
     )

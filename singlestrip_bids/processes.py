@@ -61,14 +61,21 @@ def join(backend: str) -> None:
 def leave() -> None:
     """Part from the other processes."""
     store, (rank, world, _) = _Meeting.store, ranks()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if dist.is_initialized() and not (dist.get_backend() == "nccl" and _failed(store)):
+        dist.destroy_process_group()  # of NCCL's, all must do so: some wait for a sum for ever
     if store is not None and not dist.is_torchelastic_launched():  # then the first one keeps it
         with contextlib.suppress(RuntimeError):
             store.set(f"left/{rank}", "")
             if rank == 0:
                 store.wait([f"left/{number}" for number in range(world)], FAREWELL)
     _Meeting.store = None
+
+
+def _failed(store: dist.Store | None) -> bool:
+    try:
+        return store is None or bool(store.check([_FAILED]))
+    except RuntimeError:  # the process that kept it has ended
+        return True
 
 
 def exchange(value: Any, hurry: Callable[[], bool]) -> list[Any]:
@@ -114,7 +121,8 @@ def add_up(tensor: Tensor) -> None:
     Raises
     ------
     TemporaryFailure
-        Another process has ended.
+        Another process has ended (gloo). With NCCL nothing is raised: torchrun, or SLURM, ends
+        the processes that wait.
     """
     try:
         dist.all_reduce(tensor)

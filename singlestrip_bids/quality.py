@@ -83,7 +83,7 @@ def loss_over(brain: Tensor, batch_size: int) -> Loss:
     """Make the loss of random augmented batches drawn from slices (S, 1, n, n)."""
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
-        generator = generators[0]  # the slices of a batch are normalised together
+        (generator,) = generators  # of all slices: they are normalised together
         pick = torch.randint(
             0, len(brain), (batch_size,), generator=generator, device=brain.device
         )
@@ -94,10 +94,9 @@ def loss_over(brain: Tensor, batch_size: int) -> Loss:
 
 
 def schedule(brain: Tensor, config: QualityConfig) -> TrainingConfig:
-    """Training settings: as many steps as the epochs take over these slices."""
+    """Training settings: as many steps as the epochs take over these slices, a batch in each."""
     return TrainingConfig(
         steps=config.epochs * math.ceil(len(brain) / config.batch_size),
-        batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
     )
@@ -106,7 +105,7 @@ def schedule(brain: Tensor, config: QualityConfig) -> TrainingConfig:
 @torch.inference_mode()
 def _reconstruct(network: nn.Module, brain: Tensor, runtime: Runtime) -> NDArray[np.bool_]:
     """Reconstruct slices (S, 1, n, n); (S, n, n), dropout and batch statistics switched off."""
-    network.eval()
+    runtime.take(network)
     parts = brain.to(runtime.device).split(64)
     return torch.cat([network(onehot(part))[:, 1] > 0.5 for part in parts]).cpu().numpy()
 

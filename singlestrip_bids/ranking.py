@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import checkpoints, model, quality, volume
-from .errors import BadData, ScanFailed
+from .errors import BadData
 from .inference import mask_from, predict
 from .inputs import Scan
 from .masks import Mask, pack, unpack
 from .metrics import dice
 from .networks import UNet
 from .progress import Progress
-from .records import report_crash
 from .registration import carry_over
-from .runtime import OUT_OF_MEMORY, as_memory_allows, check_stop
+from .runtime import Runtime, as_memory_allows, check_stop
 from .selection import Candidate, top_k
 from .stage import Stage
 from .synthesis import Source
@@ -53,9 +52,14 @@ Drawer = Callable[[Scan, Conformed, Guess], None]
 
 def register(stage: Stage, conformed: Conformed, sources: Sequence[Source]) -> NDArray[np.float32]:
     """Carry the labelled masks over to a scan and average them: (X, Y, Z) in [0, 1]."""
-    image = torch.from_numpy(conformed.data).to(stage.runtime.device)[None, None]
-    carried = torch.stack([carry_over(origin, image) for origin in sources]).mean(0)
-    return np.where(conformed.inside, carried.cpu().numpy(), np.float32(0))
+
+    def on(machine: Runtime) -> Tensor:
+        image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
+        carried = [carry_over(origin.to(machine.device), image) for origin in sources]
+        return torch.stack(carried).mean(0).cpu()
+
+    carried = as_memory_allows(on, stage.runtime.rungs()).numpy()
+    return np.where(conformed.inside, carried, np.float32(0))
 
 
 def guesser(stage: Stage, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
@@ -122,12 +126,8 @@ def rank(
             check_stop()
             try:
                 found.append(_candidate(stage, scan, guess, autoencoder, name, key, draw))
-            except OUT_OF_MEMORY:
-                raise
             except Exception as error:  # one bad scan never stops the others
-                note = report_crash(stage.log_dir, scan.path, error)
-                if stage.stop_on_first_crash:
-                    raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
+                note = stage.note(scan, error)
                 found.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
             progress.step(f"{scan.name} {found[-1].rank:.3f}")
     candidates = [Candidate(**row) for row in runtime.collect([asdict(one) for one in found])]
@@ -155,7 +155,8 @@ def _candidate(
     made = guess(conformed)
     if draw:
         draw(scan, conformed, made)
-    score = quality.score(autoencoder, made.mask, stage.method.quality, stage.runtime)
+    judged = autoencoder, made.mask, stage.method.quality
+    score = as_memory_allows(lambda m: quality.score(*judged, m), stage.runtime.rungs())
     millilitres = volume.millilitres(made.mask, conformed.affine)
     candidate = Candidate(scan.relative, score, made.agreement, millilitres)
     masks = {"mask": made.mask} | ({} if made.carried is None else {"carried": made.carried})

@@ -25,7 +25,9 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}_{secrets.token_hex(4)}"
 
 
-def write_run(config: RunConfig, options: Mapping[str, Any], words: Sequence[str]) -> None:
+def write_run(
+    config: RunConfig, options: Mapping[str, Any], words: Sequence[str], runtime: Runtime
+) -> None:
     """Write how a run was started: `config.json`, `versions.json` and `command.txt`.
 
     Parameters
@@ -51,7 +53,7 @@ def write_run(config: RunConfig, options: Mapping[str, Any], words: Sequence[str
         derivatives.write_bytes(options["ratings"], rated.read_bytes())
     settings = {"options": options, "settings": asdict(config)}
     derivatives.write_json(folder / "config.json", settings)
-    derivatives.write_json(folder / "versions.json", describe())
+    derivatives.write_json(folder / "versions.json", describe(runtime.device))
     derivatives.write_text(folder / "command.txt", shlex.join(["singlestrip-bids", *words]) + "\n")
 
 

@@ -34,6 +34,7 @@ LOOK_EVERY = 10  # steps of a training on a GPU: to look at a loss is to wait fo
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Runtime:
     def autocast(self) -> torch.autocast:
         """Context in which networks run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def take(self, network: Network) -> Network:
+        """Move a network to the device, to be applied; it can be trained later."""
+        with torch.inference_mode(False):  # weights that move within it could not be
+            return network.to(self.device).eval()
 
     def generator(self, *seed: int) -> torch.Generator:
         """Make a generator on the device, the same for the same numbers."""
@@ -211,8 +217,14 @@ def start(device: str, threads: int | None = None, low_memory: bool = False) -> 
     chosen = _device(device, local if world > 1 else None)
     gpu = chosen.type == "cuda"
     slab = THIN_SLAB if low_memory else None if gpu else SLAB
-    bfloat16 = torch.cuda.is_bf16_supported() if gpu else _cpu_has_bfloat16()
+    bfloat16 = _gpu_has_bfloat16(chosen) if gpu else _cpu_has_bfloat16()
     if world > 1:
+        alike = {tuple(one) for one in processes.exchange([chosen.type, bfloat16], stop_asked)}
+        if len(alike) > 1:
+            raise Usage(
+                f"The processes have different devices (kind, bfloat16): {sorted(alike)}. Check "
+                "the GPUs and drivers of all nodes, or use --device cpu."
+            )
         if gpu:
             torch.cuda.set_device(chosen)
         processes.join("nccl" if gpu else "gloo")
@@ -265,6 +277,11 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def _gpu_has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a GPU computes in bfloat16; older ones emulate it, slowly."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def _cpu_has_bfloat16() -> bool:
     """Tell whether bfloat16 is faster here: only with instructions of its own (AVX-512, AMX)."""
     try:
@@ -283,8 +300,8 @@ def mix_seed(*seed: int) -> int:
     return value >> 1
 
 
-def describe() -> dict[str, Any]:
-    """Versions and hardware, for the model card."""
+def describe(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware of what runs on a device, for the model card."""
     from . import __version__
 
     return {
@@ -295,7 +312,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "processes": processes.ranks()[1],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
 
 

@@ -13,10 +13,11 @@ from torch import nn
 
 from . import checkpoints, derivatives, labels, model, volume
 from .config import MethodConfig, TrainingConfig
-from .errors import BadData
+from .errors import BadData, ScanFailed
 from .frame import Frame
 from .inputs import Scan
-from .runtime import Runtime, mix_seed
+from .records import report_crash
+from .runtime import OUT_OF_MEMORY, Runtime, mix_seed
 from .synthesis import Source, source
 from .training import Loss, fit, learning_rate
 from .volume import Conformed
@@ -39,6 +40,23 @@ class Stage:
     def conform(self, scan: Scan) -> Conformed:
         """Read a scan and bring it to the model's grid."""
         return self.frame.conform(volume.load(scan.path))
+
+    def note(self, scan: Scan, error: Exception) -> str:
+        """Leave a crash file of a scan that failed; return what to say of it.
+
+        Raises
+        ------
+        ScanFailed
+            With ``--stop-on-first-crash``.
+        torch.OutOfMemoryError
+            It was not the scan's fault.
+        """
+        if isinstance(error, OUT_OF_MEMORY):
+            raise error
+        note = report_crash(self.log_dir, scan.path, error)
+        if self.stop_on_first_crash:
+            raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
+        return note
 
     def source(self, conformed: Conformed, mask: NDArray) -> Source:
         """Fit the mixtures under a mask and move the volume to the device."""

@@ -44,6 +44,11 @@ class Source:
     mask: Tensor
     centre: Tensor
 
+    def to(self, device: torch.device) -> Source:
+        """Return the same on a device."""
+        tensors = self.classes, self.image, self.mask, self.centre
+        return Source(*(tensor.to(device) for tensor in tensors))
+
 
 @dataclass(frozen=True)
 class Appearance:

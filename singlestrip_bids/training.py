@@ -64,11 +64,12 @@ def fit(
     seed: int,
     label: str,
 ) -> list[float]:
-    """Train a network in place; the same seed gives the same weights, interrupted or not.
+    """Train a network in place.
 
-    Several processes share the images of a batch, average their gradients, and all take the same
-    step. The first one saves. Images do not depend on how many processes there are. Where the
-    memory of a GPU is full, a batch goes through the network in a way that needs less of it.
+    On a processor the same seed gives the same weights, interrupted or not. Several processes
+    share the images of a batch, average their gradients, and all take the same step. The first one
+    saves. Images do not depend on how many processes there are. Where the memory of a GPU is full,
+    a batch goes through the network in a way that needs less of it.
 
     Parameters
     ----------
@@ -164,7 +165,10 @@ def _check(losses: Sequence[float], first: int, label: str) -> None:
     """Raise `BadData` for a loss that is not finite; ``first`` is the number of the first step."""
     for step, value in enumerate(losses, first):
         if not math.isfinite(value):
-            raise BadData(f"{label}: the loss is {value} at step {step}; lower the rate.")
+            raise BadData(
+                f"{label}: the loss is {value} at step {step}; try another --random-seed, "
+                "and look at the label and its scan."
+            )
 
 
 def _save(

@@ -360,7 +360,7 @@ def _lines_back(shape: tuple[int, ...], affine: NDArray, image: Image) -> list[A
 def _from_ras(data: NDArray, image: Image) -> NDArray:
     """Put back the axes that were turned to the closest of RAS."""
     ornt = orientations.io_orientation(image.affine)
-    back = orientations.ornt_transform([[0, 1], [1, 1], [2, 1]], ornt)
+    back = orientations.ornt_transform(SAME_ORDER, ornt)
     return orientations.apply_orientation(data, back)
 
 
@@ -372,8 +372,7 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
     """
     sizes = voxel_sizes(affine)
     diameter = float((6 / np.pi * mask.sum() * np.prod(sizes)) ** (1 / 3))
-    widths = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    brain = max((w[-1] - w[0] + 1) * s for w, s in zip(widths, sizes, strict=True))
+    brain = max((edge.stop - edge.start) * s for edge, s in zip(box(mask), sizes, strict=True))
     field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
     edge = max(min(1.75 * diameter, field), 1.2 * brain)
     return float(f"{edge / size:.3g}")

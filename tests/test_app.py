@@ -153,6 +153,22 @@ def test_a_finished_stage_is_not_repeated(heads, trained, tmp_path):
     assert same(weights(out), weights(trained))
 
 
+def test_a_finished_model_is_left_as_it_is(heads, trained, tmp_path, capfd):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    card, copies = out / MODEL / "model.json", out / MODEL / "sl1_copies.tsv"
+    before, made = card.read_bytes(), copies.stat().st_mtime_ns
+    os.utime(card, (0, 0))
+    assert run(heads, out, "group") == 0
+    assert "finished before" in capfd.readouterr().err
+    assert (card.read_bytes(), copies.stat().st_mtime_ns) == (before, made)
+    assert card.stat().st_mtime > 0  # scripts see by its date that this run has a model
+
+    card.write_text(card.read_text().replace('"fingerprint": "', '"fingerprint": "x'))
+    assert run(heads, out, "group") == 0
+    assert card.read_bytes() == before
+    assert copies.stat().st_mtime_ns > made
+
+
 def start(bids: Path, out: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out), "group"]
     return subprocess.Popen(
@@ -247,6 +263,14 @@ def test_label_on_another_grid(bids, tmp_path, capfd):
     complaint(capfd, code, 65, LABEL.name, "grid")
 
 
+def test_labelled_scan_without_a_head(bids, tmp_path, capfd):
+    path = scan(bids, "01")
+    image = nib.load(path)
+    noise = np.random.default_rng(0).random(image.shape[:3]).astype(np.float32)
+    nib.Nifti1Image(noise**99, image.affine).to_filename(path)  # specks, none beside another
+    complaint(capfd, run(bids, tmp_path / "out", "group"), 65, "sub-01_T1w", "no head is found")
+
+
 def test_stripped_labelled_scan(bids, tmp_path, capfd):
     mask = np.asarray(nib.load(bids / LABEL).dataobj)
     rewrite(scan(bids, "01"), np.asarray(nib.load(scan(bids, "01")).dataobj) * mask)
@@ -330,6 +354,17 @@ def test_bad_scans_are_named_and_all_others_done(bids, trained, tmp_path, capfd)
     assert {name for name, note in notes.items() if note != "n/a"} == set(words)
     assert (out / MODEL / "model.json").is_file()
     assert listing(bids) == before
+
+
+def test_a_bad_scan_where_none_is_ranked(bids, tmp_path, capfd):
+    scan(bids, "03").write_bytes(b"not an image")
+    out = tmp_path / "out"
+    for _ in range(2):  # what failed is tried again
+        code = run(bids, out, "group", "--rounds", "0", "--steps", "2")
+        complaint(capfd, code, 1, "1 of 3 unlabelled scans could not be used", "sub-03_T2w")
+        assert json.loads((out / MODEL / "model.json").read_text())["network"] == "sl1.safetensors"
+    code = run(bids, out, "group", "--rounds", "0", "--steps", "2", "--stop-on-first-crash")
+    complaint(capfd, code, 1, "Stopped at the first scan that failed", "sub-03_T2w")
 
 
 def test_mask_of_a_series_is_that_of_its_mean(bids, trained, tmp_path):

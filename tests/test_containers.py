@@ -209,10 +209,12 @@ def test_the_group_job_goes_on_after_a_stop(
     slurm, tmp_path, code, model, restarts, leaves, requeues
 ):
     out = tmp_path / "out"
-    if model:
-        (out / "code" / "singlestrip").mkdir(parents=True)
-        (out / "code" / "singlestrip" / "model.json").write_text("{}")
+    card = out / "code/singlestrip/model.json"
+    card.parent.mkdir(parents=True)
+    card.touch()
+    os.utime(card, (0, 0))  # of an earlier training
     job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+    job["WRITES"] = str(card) if model else ""
     assert slurm.run("group.sbatch", "/bids", out, "app.sif", code=code, **job) == leaves
     log = slurm.log.read_text()
     assert "app.sif /bids " in log

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import said, together
 
 from singlestrip_bids import checkpoints, cli, processes, runtime
@@ -257,6 +258,27 @@ class TestWithoutOthers:
             "WARNING [process 3] of my share",
             "ERROR [process 3] what ends it",
         ]
+
+    def test_different_devices_are_no_team(self, monkeypatch):
+        """A node whose driver has failed."""
+        monkeypatch.setattr(processes, "ranks", lambda: (0, 2, 0))
+        monkeypatch.setattr(processes, "meet", lambda: None)
+        found = [["cpu", False], ["cuda", True]]
+        monkeypatch.setattr(processes, "exchange", lambda own, _: found)
+        with pytest.raises(Usage, match="different devices"):
+            start("cpu")
+
+    @pytest.mark.parametrize("failed", [True, False])
+    def test_after_a_failure_nccl_is_not_waited_for(self, monkeypatch, failed):
+        store, left = dist.HashStore(), []
+        if failed:
+            store.set("failed", "0 65")
+        monkeypatch.setattr(processes._Meeting, "store", store)
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+        monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("group"))
+        processes.leave()
+        assert left == ([] if failed else ["group"])
 
     @pytest.mark.parametrize("name", ["auto", "cuda"])
     def test_each_takes_a_gpu_of_its_own(self, monkeypatch, name):

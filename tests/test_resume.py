@@ -133,7 +133,7 @@ def test_the_record_gives_the_same_options(tmp_path):
     words = [
         *("in", "out", "group", "--preset", "quick", "--steps", "7", "--sloppy", "--rounds", "2"),
         *("--modalities", "T1w", "bold", "--voxel-size", "3.5", "--border-mm", "-1.5"),
-        *("--participant-label", "01", "02", "--session-id", "a", "--random-seed", "-4"),
+        *("--participant-label", "01", "02", "--session-id", "a", "--random-seed", "4"),
         *("-d", "mine=some/where", "other", "--label-mask", "m.nii", "--output", "brain"),
     ]
     first = cli.parse(words)

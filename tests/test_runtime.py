@@ -65,9 +65,13 @@ class TestStart:
             start(device)
 
     def test_gpu_beyond_the_last(self, monkeypatch):
+        def capability(device):  # the second one is older: bfloat16 is emulated there
+            return (7, 0) if device.index == 1 else (9, 0)
+
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+        assert start("cuda:0") == Runtime(torch.device("cuda:0"), bfloat16=True)
         assert start("cuda:1") == Runtime(torch.device("cuda:1"), bfloat16=False)
         assert start("auto").device == torch.device("cuda")
         with pytest.raises(Usage, match=r"--device cuda:2:.*2 CUDA devices"):
@@ -106,6 +110,14 @@ class TestRuntime:
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
         assert here.generator(1).device == here.device
+
+    def test_a_network_that_moves_in_prediction_can_be_trained_later(self):
+        network = torch.nn.Linear(2, 2).train()
+        with torch.inference_mode():
+            moved = Runtime(torch.device("meta"), bfloat16=False).take(network)
+        assert moved is network and not network.training
+        assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+        assert not any(parameter.is_inference() for parameter in network.parameters())
 
 
 class TestMixSeed:
@@ -169,7 +181,8 @@ class TestLogging:
 
 
 def test_describe_is_plain():
-    facts = describe()
+    facts = describe(torch.device("cpu"))
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
+    assert facts["gpu"] is None
