@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 TOOLS := .venv/installed-tools
-# The CPU build that is quick to install; the package itself takes any torch >= 2.6
+# On Linux PyPI's wheel brings CUDA; README names the small build. The package takes any >= 2.6
 TORCH ?= torch==2.13.0
 
 .PHONY: install tools demo test contract lint types clean

@@ -202,9 +202,14 @@ def test_numbers_of_a_run_without_unlabelled_scans():
 
 
 def test_odd_scans_are_counted():
-    odd = masks(0.9, 0.8, WorkingVoxelSizeMm=1.9) + masks(0.95, Averaged="of 3 volumes")
+    odd = masks(0.9, 0.8, WorkingVoxelSizeMm=1.9) + masks(
+        0.95, Averaged="The mask is of the mean over time of 3 volumes."
+    )
+    unweighted = "The mask is of the mean of the 2 volumes without diffusion weighting, of 3."
+    odd += masks(0.95, Averaged=unweighted)
     prose = flat(methods.text(CARD, scores(4), odd))
     assert "Of one of them, a time series, the mean over time was taken" in prose
+    assert "Of one of them, a diffusion series, the mean of the volumes without" in prose
     assert "The heads of two were much wider or narrower than the labelled one" in prose
     assert "time series" not in flat(methods.text(*RUNS["consensus"]))
 
