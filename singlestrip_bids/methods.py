@@ -102,8 +102,8 @@ def text(
         tolerance=f"{TOLERANCE:g}".removeprefix("0"),
         percentiles=[f"{value:g}" for value in PERCENTILES],
         masks=_tally(row.scan for row in masks),
-        averaged=sum("over time" in row.fields.get("Averaged", "") for row in masks),
-        unweighted=sum("diffusion" in row.fields.get("Averaged", "") for row in masks),
+        averaged=sum("over time" in str(row.fields.get("Averaged")) for row in masks),
+        unweighted=sum("diffusion" in str(row.fields.get("Averaged")) for row in masks),
         resized=sum(_resized(row, card) for row in masks),
         expected={
             "median": median(expected),
