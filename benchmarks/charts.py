@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 Rows = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"))
+SKY = "#56B4E9"
+STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (SKY, "P"))
 
 
 def read(results: Path, name: str) -> dict[str, Any]:
@@ -33,14 +34,16 @@ def heads(results: Path) -> Figure:
     """Draw the real heads, by contrast: the app, SL-1 alone and other tools."""
     ours = read(results, "heads-quick-expected")["scans"]
     before = read(results, "heads-quick")["sl1_alone"]["scans"]
+    finer = read(results, "heads-standard")["scans"]
     others = read(results, "heads-peers")["rows"]
     scored = {row["scan"] for row in others}
     sets: dict[str, Rows] = {
-        "singlestrip-bids, one label": [row for row in ours if row["scan"] in scored],
-        "SL-1 alone, the same label": [row for row in before if row["scan"] in scored],
+        "singlestrip-bids quick, one label": [row for row in ours if row["scan"] in scored],
+        "SL-1 of quick, the same label": [row for row in before if row["scan"] in scored],
         "ANTs 2 mm, the same label": [row for row in others if row["tool"] == "ants-2mm"],
         "deepbet, 568 labels": [row for row in others if row["tool"] == "deepbet"],
         "niimath, no label": [row for row in others if row["tool"] == "niimath"],
+        "singlestrip-bids standard, 1,000 steps": [r for r in finer if r["scan"] in scored],
     }
     contrasts = ("T1w", "T2w", "FLAIR")
     figure, axes = _figure(8, 3.4)
