@@ -102,7 +102,8 @@ def full_memory(machine: Runtime, preset: str) -> Row:
     gpu, log = machine.device.type == "cuda", logging.getLogger("singlestrip_bids")
 
     def note(entry: logging.LogRecord) -> bool:
-        said.append(entry.getMessage())
+        if entry.levelno >= logging.WARNING:
+            said.append(entry.getMessage())
         return True
 
     log.addFilter(note)

@@ -59,23 +59,23 @@ def segmentation():
     origin = Source(volume, volume, volume, torch.rand(3, device=ELSEWHERE))
     machine = SimpleNamespace(autocast=nullcontext)  # there is none for meta tensors
     loss = group.segmentation_loss(machine, [origin] * 3, METHOD.size, METHOD.synthesis)
-    return UNet(METHOD.network).to(ELSEWHERE), loss
+    return UNet(METHOD.network).to(ELSEWHERE), loss, 2
 
 
 def autoencoder():
     brain = torch.rand(20, 1, 64, 64, device=ELSEWHERE)
-    return Autoencoder(4, 64).to(ELSEWHERE), quality.loss_over(brain, 8)
+    return Autoencoder(4, 64).to(ELSEWHERE), quality.loss_over(brain, 8), 1
 
 
 @pytest.mark.parametrize("make", [segmentation, autoencoder])
 @pytest.mark.parametrize("optimiser", ["adam", "muon"])
 def test_a_step_takes_nothing_to_or_from_the_device(no_numbers_sent, make, optimiser):
-    network, loss = make()
+    network, loss, images = make()
     stepper = optimisers.make(network.parameters(), TrainingConfig(1, optimiser=optimiser))
     machine = Runtime(ELSEWHERE, bfloat16=False)
     with Crossings():
         for step in range(2):
-            value = loss(network, [Elsewhere().manual_seed(10 * step + n) for n in range(2)])
+            value = loss(network, [Elsewhere().manual_seed(10 * step + n) for n in range(images)])
             stepper.zero_grad(set_to_none=True)
             value.backward()
             state = machine.average(network, value, 1.0)

@@ -16,7 +16,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from singlestrip_bids.metrics import dice
@@ -24,14 +23,14 @@ from singlestrip_bids.metrics import dice
 MODEL = Path("code/singlestrip")
 
 
-def torchrun(bids: Path, out: Path, *words: str, restarts: int = 0) -> subprocess.Popen:
+def torchrun(
+    bids: Path, out: Path, *words: str, threads: int, restarts: int = 0
+) -> subprocess.Popen:
     """Start the app; what it says goes to a file beside its output."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     start += ["--nproc-per-node", "2", "--max-restarts", str(restarts), "-m", "singlestrip_bids"]
-    # as many threads as the one process has that it is compared with: sums come in their order;
-    # asleep while they wait, since there are more of them than processors
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "OMP_WAIT_POLICY": "PASSIVE"}
-    environment = {**os.environ, **threads}
+    # threads sleep while they wait, since there are more of them than processors
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with out.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
             [*start, str(bids), str(out), *words, "--device", "cpu"],
@@ -72,14 +71,21 @@ def networks(out: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
-def two(heads, tmp_path_factory):
+def threads(trained):
+    """As many as the one process had that two are compared with: sums come in their order."""
+    return json.loads((trained / MODEL / "model.json").read_text())["versions"]["threads"]
+
+
+@pytest.fixture(scope="module")
+def two(heads, threads, tmp_path_factory):
     """What two processes make of the same scans and a damaged one."""
     folder = tmp_path_factory.mktemp("two")
     bids = Path(shutil.copytree(heads, folder / "bids"))
     bad = bids / "sub-09/anat/sub-09_T1w.nii.gz"
     bad.parent.mkdir(parents=True)
     bad.write_bytes(b"no image")
-    process = torchrun(bids, folder / "out", "group", "participant", "--sloppy")
+    words = ("group", "participant", "--sloppy")
+    process = torchrun(bids, folder / "out", *words, threads=threads)
     assert process.wait(900) == 1
     return folder / "out", bad
 
@@ -105,7 +111,8 @@ def test_two_processes_come_to_the_masks_of_one(trained, two):
         paths = sorted(path.relative_to(trained) for path in trained.rglob(kind))
         assert len(paths) == count
         for path in paths:
-            assert dice(*(mask(root / path) for root in (trained, out))) >= 0.99, path
+            alike = dice(*(mask(root / path) for root in (trained, out)))
+            assert alike >= 0.99, (path, alike)
     (log,) = [path for path in (out / "logs").iterdir() if path.is_dir()]
     assert len(list(log.glob("crash-*"))) == 2
     assert json.loads((log / "versions.json").read_text())["processes"] == 2
@@ -115,9 +122,9 @@ def test_two_processes_come_to_the_masks_of_one(trained, two):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc of Linux")
-def test_a_stopped_and_a_killed_training_go_on_to_the_same_result(heads, two, tmp_path):
+def test_a_stopped_and_a_killed_training_go_on_to_the_same_result(heads, two, threads, tmp_path):
     out, words = tmp_path / "out", ("group", "--sloppy", "--rounds", "0")
-    process = torchrun(heads, out, *words)
+    process = torchrun(heads, out, *words, threads=threads)
     wait_until(process, (out / MODEL / "autoencoder.safetensors").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
@@ -125,7 +132,7 @@ def test_a_stopped_and_a_killed_training_go_on_to_the_same_result(heads, two, tm
     stopped = said(out).partition("sl1: stopped after ")[2].split()[0]
     assert 0 < int(stopped) < 30
 
-    process = torchrun(heads, out, *words, restarts=1)
+    process = torchrun(heads, out, *words, threads=threads, restarts=1)
     goes_on = f"sl1: goes on after step {stopped}"
     wait_until(process, lambda: goes_on in said(out))
     os.kill(worker(process.pid, 1), signal.SIGKILL)
