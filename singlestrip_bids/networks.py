@@ -127,8 +127,8 @@ class UNet(nn.Module):
     ----------
     recompute : bool
         Whether training keeps the outputs of blocks alone and computes their insides again for
-        the gradients: the same numbers in less memory, a third more time (gradient checkpointing,
-        Chen et al. 2016, arXiv:1604.06174).
+        the gradients: the same numbers in less memory, with a second forward pass (gradient
+        checkpointing, Chen et al. 2016, arXiv:1604.06174).
 
     Notes
     -----

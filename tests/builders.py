@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Iterable
@@ -10,9 +11,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from singlestrip_bids import cli
+
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([-1.0, 1.5, 2.0, 1.0])
 OTHER_AFFINE = np.diag([-1.0, 1.5, 2.5, 1.0])
+MODEL = Path("code/singlestrip")
+LABEL = Path(
+    "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
+)  # of the generated heads
 
 
 def write_nifti(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE) -> Path:
@@ -86,3 +93,18 @@ def listing(root: Path) -> dict[str, tuple[int, int, str]]:
         content = hashlib.sha256(path.read_bytes()).hexdigest() if plain else ""
         found[str(path.relative_to(root))] = (state.st_mode, state.st_mtime_ns, content)
     return found
+
+
+def scan(bids: Path, subject: str) -> Path:
+    """The one scan of a subject of the generated heads."""
+    return next((bids / f"sub-{subject}" / "anat").glob("*.nii.gz"))
+
+
+def run(bids: Path, out: Path, *words: str) -> int:
+    """The smallest run of the app; its exit code."""
+    return cli.main([str(bids), str(out), *words, "--sloppy"])
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream, delimiter="\t"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from builders import listing
 
@@ -13,6 +16,12 @@ from singlestrip_bids import cli
 def heads(tmp_path_factory):
     root = tmp_path_factory.mktemp("heads") / "bids"
     return write_dataset(root, subjects=4, spacing_scale=2.5)
+
+
+@pytest.fixture
+def bids(heads, tmp_path):
+    """A dataset that a test may change."""
+    return Path(shutil.copytree(heads, tmp_path / "bids"))
 
 
 @pytest.fixture(scope="session")

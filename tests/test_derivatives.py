@@ -377,15 +377,10 @@ class TestDataset:
         with pytest.raises(Usage, match="another dataset"):
             write_dataset(tmp_path / "out", tmp_path / "bids")
 
-    def test_output_holds_what_others_have_made(self, tmp_path):
-        """A folder of manual masks needs no description, and none of them may be replaced."""
-        mask = tmp_path / "bids/derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
-        mask.parent.mkdir(parents=True)
+    def test_manual_masks_without_a_description_are_not_replaced(self, tmp_path):
+        (tmp_path / "manual/sub-01").mkdir(parents=True)
         with pytest.raises(Usage, match="another dataset"):
-            write_dataset(tmp_path / "bids/derivatives/manual", tmp_path / "bids")
-        write_dataset(tmp_path / "out", tmp_path / "bids")
-        (tmp_path / "out/sub-01").mkdir()
-        check_output(tmp_path / "out", tmp_path / "bids")
+            check_output(tmp_path / "manual", tmp_path / "bids")
 
     @pytest.mark.parametrize("made_by", ["singlestrip-bids", None, ["x"], [{}], {"Name": 3}])
     def test_odd_generated_by(self, tmp_path, made_by):

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import MODEL
 from pages import CARD, make
 from PIL import Image
 
 from singlestrip_bids import cli, derivatives, figures, group_report, plots
-
-MODEL = Path("code/singlestrip")
 
 
 def test_whole_app_leaves_a_page_with_its_pictures(trained):

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import make_dataset, put_scan
+from builders import MODEL, make_dataset, put_scan
 
 from singlestrip_bids import cli, handoff, masks, volume
 from singlestrip_bids.config import PRESETS, RunConfig
@@ -22,7 +22,6 @@ from singlestrip_bids.derivatives import made_here, read_json
 from singlestrip_bids.errors import Usage
 from singlestrip_bids.inputs import find_scans
 
-MODEL = Path("code/singlestrip")
 FIELDS = {"Description": "A mask.", "QualityScore": 0.9}
 
 

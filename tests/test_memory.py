@@ -9,13 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from builders import MODEL
 
 from singlestrip_bids import cli, reports
 from singlestrip_bids.config import RunConfig
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import UNet
-
-MODEL = Path("code/singlestrip")
 
 
 def mask(bids: Path, trained: Path, out: Path, *words: str) -> int:

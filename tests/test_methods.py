@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from builders import MODEL
 
 from singlestrip_bids import bibliography, cli, derivatives, guard, labels, methods
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.reports import Row
 
-MODEL = Path("code/singlestrip")
 CARD = {
     "network": "round-1.safetensors",
     "self_trained": True,

@@ -40,11 +40,6 @@ def heads(tmp_path_factory):
 
 
 @pytest.fixture
-def bids(heads, tmp_path):
-    return shutil.copytree(heads, tmp_path / "bids")
-
-
-@pytest.fixture
 def pool(bids):
     return find_scans(bids, ("T1w", "T2w"), ())
 

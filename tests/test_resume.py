@@ -10,16 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from builders import MODEL, scan
 
 from singlestrip_bids import cli, group, records
 from singlestrip_bids.errors import BadData, NoInput
-
-MODEL = Path("code/singlestrip")
-
-
-@pytest.fixture
-def bids(heads, tmp_path):
-    return Path(shutil.copytree(heads, tmp_path / "bids"))
 
 
 def mask(bids: Path, trained: Path, out: Path, *words: str) -> int:
@@ -29,10 +23,6 @@ def mask(bids: Path, trained: Path, out: Path, *words: str) -> int:
 
 def times(out: Path, name: str = "*_mask.nii.gz") -> dict[str, int]:
     return {path.parts[-3]: path.stat().st_mtime_ns for path in out.rglob(name)}
-
-
-def scan(bids: Path, subject: str) -> Path:
-    return next((bids / f"sub-{subject}" / "anat").glob("*.nii.gz"))
 
 
 def logs(out: Path) -> list[Path]:
