@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from . import __version__, derivatives, group_report, methods, model, quality, ratings, volume
+from . import (
+    __version__,
+    checkpoints,
+    derivatives,
+    group_report,
+    methods,
+    model,
+    quality,
+    ratings,
+    threshold,
+    volume,
+)
 from .config import RunConfig, SynthesisConfig
 from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
@@ -104,10 +115,12 @@ def _finish(
     """Write the card: the model is complete."""
     for one in verdict.apart:
         group_report.draw_networks(config.output_dir, one.scan, stage.conform(one.scan), one.masks)
+    network = f"{verdict.name}.safetensors"
     card = {
-        "network": f"{verdict.name}.safetensors",
+        "network": network,
         "self_trained": verdict.name != "sl1",
         "guard": verdict.to_dict(),
+        "threshold": checkpoints.load(stage.folder / network)[1].get("threshold"),
         "calibration": asdict(verdict.calibration),
         **known,
         "versions": describe(stage.runtime.device),
@@ -167,7 +180,7 @@ def _self_train(
         key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept], asdict(synthesis))
         pseudo = pseudo_label(stage, kept, name)
         loss = segmentation_loss(stage.runtime, sources + pseudo, stage.method.size, synthesis)
-        key = stage.train(name, network, loss, settings, key)
+        key = stage.train(name, network, loss, settings, key, _settling(stage, sources))
         networks = {"sl1": first, name: network}
     return networks, table
 
@@ -260,7 +273,19 @@ def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet,
     network = UNet(stage.method.network)
     method = stage.method
     loss = segmentation_loss(stage.runtime, sources, method.size, method.synthesis)
-    return network, stage.train("sl1", network, loss, stage.method.training, key)
+    settle = _settling(stage, sources)
+    return network, stage.train("sl1", network, loss, stage.method.training, key, settle)
+
+
+def _settling(stage: Stage, sources: Sequence[Source]) -> Callable[[UNet], dict[str, float]]:
+    """Make the function that settles where a trained network's masks are cut."""
+
+    def settle(network: UNet) -> dict[str, float]:
+        found = threshold.settle(stage, network, sources)
+        LOG.info("Masks are cut where the network said %.2f, which is one half now.", found)
+        return {"threshold": round(found, 3)}
+
+    return settle
 
 
 def _train_autoencoder(stage: Stage, sources: list[Source], key: str) -> nn.Module:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from .training import Loss, fit, learning_rate
 from .volume import Conformed
 
 LOG = logging.getLogger("singlestrip_bids")
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,22 @@ class Stage:
         return source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
 
     def train(
-        self, name: str, network: nn.Module, loss: Loss, settings: TrainingConfig, key: str
+        self,
+        name: str,
+        network: Network,
+        loss: Loss,
+        settings: TrainingConfig,
+        key: str,
+        finish: Callable[[Network], dict[str, Any]] | None = None,
     ) -> str:
         """Train a network in place, or read it if it is finished; return its fingerprint.
 
-        Of several processes the first one writes.
+        What ``finish`` does to the trained network is part of it, and what it returns is kept
+        beside the weights. Of several processes the first one writes.
         """
         path = self.folder / f"{name}.safetensors"
-        key = model.fingerprint(name, asdict(settings), self.method.seed, key)
+        how = [finish.__name__] if finish else []
+        key = model.fingerprint(name, asdict(settings), self.method.seed, key, *how)
         if self._finished(path, network, key):
             LOG.info("%s: finished before, taken from %s.", name, path)
             return key
@@ -82,6 +94,7 @@ class Stage:
         checkpoint = self.work / f"{name}.checkpoint"
         seed = mix_seed(self.method.seed, int(key[:12], 16))
         history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        facts = finish(network) if finish else {}
         if not self.runtime.main:
             return key
         rows = [
@@ -93,7 +106,7 @@ class Stage:
             for step, value in enumerate(history)
         ]
         derivatives.write_tsv(self.folder / f"{name}_training.tsv", rows)
-        checkpoints.save(path, network.state_dict(), {"fingerprint": key})
+        checkpoints.save(path, network.state_dict(), {"fingerprint": key, **facts})
         checkpoint.unlink(missing_ok=True)
         return key
 

@@ -39,6 +39,7 @@ def test_group_leaves_networks_card_curves_and_scores(heads, trained):
     assert guard["reason"].startswith("round-1 is ")
     assert card["label"][0]["scan"] == "sub-01/anat/sub-01_T1w.nii.gz"
     assert card["method"]["seed"] == 0
+    assert 0.5 <= card["threshold"] <= 0.8
     assert set(card["versions"]) >= {"torch", "singlestrip-bids", "numpy"}
     curve = table(folder / "sl1_training.tsv")
     assert len(curve) == card["method"]["training"]["steps"]

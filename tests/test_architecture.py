@@ -57,6 +57,7 @@ ORDER = [
     "finished",
     "handoff",
     "stage",
+    "threshold",
     "ranking",
     "guard",
     "pipeline",

@@ -105,6 +105,15 @@ RUNS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(None, "cut at one half"), (0.5, "cut at one half"), (0.653, "cut at .653, a probability")],
+)
+def test_threshold_is_told_where_it_moved(found, said):
+    prose = flat(methods.text({**CARD, "threshold": found}, scores(4), masks(0.9)))
+    assert said in prose
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_every_citation_resolves(run):
     prose = methods.text(*RUNS[run])

@@ -1,0 +1,85 @@
+"""The threshold is moved where the labelled scan's mask is too large, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from singlestrip_bids import runtime, threshold
+from singlestrip_bids.config import PRESETS
+from singlestrip_bids.frame import Frame
+from singlestrip_bids.inference import look_twice, mask_from
+from singlestrip_bids.stage import Stage
+from singlestrip_bids.synthesis import source
+from singlestrip_bids.volume import Conformed
+
+SIZE = 32
+
+
+class Bright(nn.Module):
+    """What is bright is brain: logits from -10 to 10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PRESETS["quick"].network
+        self.head = nn.Conv3d(1, 1, 1)
+        nn.init.constant_(self.head.weight, 20)
+        nn.init.constant_(self.head.bias, -10)
+
+    def forward(self, image: Tensor, slab: int | None = None) -> Tensor:
+        return self.head(image)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    frame = Frame(1.0, SIZE, 8, 1000.0, 20.0)
+    return Stage(tmp_path, tmp_path, PRESETS["quick"], frame, runtime.start("cpu", 1))
+
+
+def ball(radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """A scan that fades from its centre, half as bright at 10 voxels, and its label."""
+    away = np.sqrt(sum((x - 15.5) ** 2 for x in np.mgrid[:SIZE, :SIZE, :SIZE]))
+    return np.clip(1 - away / 20, 0, 1).astype(np.float32), away < radius
+
+
+def settled(stage: Stage, *radii: float) -> tuple[float, float]:
+    """The threshold found, and the volume of the masks after it, as a multiple of the labels'."""
+    network, pairs = Bright(), [ball(radius) for radius in radii]
+    classes = torch.ones(SIZE, SIZE, SIZE)
+    sources = [
+        source(classes, torch.from_numpy(image), torch.from_numpy(label).float())
+        for image, label in pairs
+    ]
+    found = threshold.settle(stage, network, sources)
+    seen = [Conformed(image, np.eye(4), np.ones(image.shape, bool)) for image, _ in pairs]
+    volume = sum(mask_from(look_twice(network, c, stage.runtime)[0]).sum() for c in seen)
+    return found, float(volume / sum(label.sum() for _, label in pairs))
+
+
+def test_masks_too_large_are_cut_higher(stage):
+    found, volume = settled(stage, 9.0)
+    assert 0.65 < found < 0.8  # the logit of a voxel at 9 is 1, that is .73
+    assert volume == pytest.approx(1, abs=0.03)
+    assert settled(stage, 10.0)[1] == pytest.approx(1, abs=0.03)
+
+
+def test_masks_too_small_stay(stage):
+    found, volume = settled(stage, 12.0)
+    assert found == 0.5
+    assert volume == pytest.approx((10 / 12) ** 3, abs=0.03)
+
+
+def test_there_is_a_limit(stage):
+    found, volume = settled(stage, 4.0)
+    assert found == pytest.approx(0.8, abs=1e-3)
+    assert volume > 2
+
+
+def test_of_several_labels_the_sum_counts(stage):
+    found, volume = settled(stage, 9.0, 10.0)
+    assert 0.5 < found < settled(stage, 9.0)[0]
+    assert volume == pytest.approx(1, abs=0.03)
