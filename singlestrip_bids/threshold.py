@@ -1,4 +1,4 @@
-"""Where masks are cut: no wider than the label, on the labelled scan itself.
+"""Where masks are cut: on the labelled scan itself no wider than the label, or about so.
 
 A mask is cut where the probability is one half. Self-training swells masks a little, everywhere;
 on the labelled scan it is known by how much.
@@ -21,11 +21,11 @@ from .synthesis import Source
 from .volume import Conformed
 
 LIMITS = 0.5, 0.8  # of the threshold; below one half, masks would grow
-BISECTIONS = 10
+BISECTIONS = 7  # to 0.002
 
 
 def settle(stage: Stage, network: UNet, sources: Sequence[Source]) -> float:
-    """Shift a network's logits until the labelled scans' masks are no larger than the labels.
+    """Shift a network's logits where the labelled scans' masks are larger than the labels.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def settle(stage: Stage, network: UNet, sources: Sequence[Source]) -> float:
     Returns
     -------
     float
-        The probability at which masks had to be cut, in [0.5, 0.8]; it is one half now.
+        The probability at which the masks are as large as the labels, in [0.5, 0.8]; one half now.
     """
     probabilities = [_probability(stage, network, source) for source in sources]
     wanted = sum(int((source.mask > 0.5).sum()) for source in sources)

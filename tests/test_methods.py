@@ -107,7 +107,7 @@ RUNS = {
 
 @pytest.mark.parametrize(
     ("found", "said"),
-    [(None, "cut at one half"), (0.5, "cut at one half"), (0.653, "cut at .653, a probability")],
+    [(None, "one half; the"), (0.5, "one half; the"), (0.653, "where it had said .653);")],
 )
 def test_threshold_is_told_where_it_moved(found, said):
     prose = flat(methods.text({**CARD, "threshold": found}, scores(4), masks(0.9)))
