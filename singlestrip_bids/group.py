@@ -282,7 +282,8 @@ def _settling(stage: Stage, sources: Sequence[Source]) -> Callable[[UNet], dict[
 
     def settle(network: UNet) -> dict[str, float]:
         found = threshold.settle(stage, network, sources)
-        LOG.info("Masks are cut where the network said %.2f, which is one half now.", found)
+        if found > 0.5:
+            LOG.info("The label's mask was too large: masks are cut at %.2f, one half now.", found)
         return {"threshold": round(found, 3)}
 
     return settle
