@@ -17,9 +17,7 @@ SHAPE = (5, 6, 7)
 AFFINE = np.diag([-1.0, 1.5, 2.0, 1.0])
 OTHER_AFFINE = np.diag([-1.0, 1.5, 2.5, 1.0])
 MODEL = Path("code/singlestrip")
-LABEL = Path(
-    "derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
-)  # of the generated heads
+LABEL = Path("derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
 
 
 def write_nifti(path: Path, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFINE) -> Path:

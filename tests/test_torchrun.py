@@ -16,11 +16,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from builders import MODEL
 from safetensors.numpy import load_file
 
 from singlestrip_bids.metrics import dice
-
-MODEL = Path("code/singlestrip")
 
 
 def torchrun(
