@@ -30,13 +30,18 @@ def unfold(blocks: Tensor, stem: int) -> Tensor:
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Instance normalisation that leaves channels last on the processor, which is far faster."""
+    """Instance normalisation that leaves channels last on the processor, which is far faster.
+
+    There PyTorch moves the channels. Batch normalisation of one image is the same and does not;
+    nor does group normalisation, whose gradients are five to ten times as slow.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, X, Y, Z)."""
-        if x.is_cpu:  # as many groups as channels: the same numbers
-            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        return super().forward(x)
+        if not x.is_cpu:
+            return super().forward(x)
+        parameters = (None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return torch.cat([F.batch_norm(image, *parameters) for image in x.split(1)])
 
     def in_place(self, x: Tensor, slab: int) -> None:
         """Do the same to ``x`` itself, with ``slab`` bytes of room; no gradients."""

@@ -151,15 +151,26 @@ def sample(
     volume: Tensor, points: Tensor, padding: str = "zeros", mode: str = "bilinear"
 ) -> Tensor:
     """Read a volume (B, C, X, Y, Z) at voxel indices ``points`` (B, 3, n, n, n)."""
-    axes = zip(points.unbind(1), volume.shape[2:], strict=True)
-    scaled = [where * (2 / max(size - 1, 1)) - 1 for where, size in axes]
-    return F.grid_sample(
-        volume,
-        torch.stack(scaled[::-1], dim=-1),
-        mode=mode,
-        padding_mode=padding,
-        align_corners=True,
-    )
+    return read(volume, grid_of(points, volume.shape[2:]), padding, mode)
+
+
+def grid_of(points: Tensor, shape: Sequence[int]) -> Tensor:
+    """Voxel indices (B, 3, n, n, n) in a volume of a shape -> PyTorch's grid (B, n, n, n, 3)."""
+    axes = zip(points.unbind(1), shape, strict=True)
+    return torch.stack([where * (2 / max(n - 1, 1)) - 1 for where, n in axes][::-1], dim=-1)
+
+
+def read(volume: Tensor, grid: Tensor, padding: str = "zeros", mode: str = "bilinear") -> Tensor:
+    """Read a volume (B, C, X, Y, Z) at a grid: (B, C, n, n, n).
+
+    PyTorch has one core of the processor read each volume of a batch, so that a single one is
+    read as a batch of planes.
+    """
+    by_plane = volume.is_cpu and len(volume) == 1 and not volume.requires_grad
+    if by_plane:
+        volume, grid = volume.expand(grid.shape[1], -1, -1, -1, -1), grid.transpose(0, 1)
+    found = F.grid_sample(volume, grid, mode=mode, padding_mode=padding, align_corners=True)
+    return found.transpose(0, 2) if by_plane else found
 
 
 def draw_points(
@@ -340,16 +351,16 @@ def training_batch(
     real = [host.random() < config.real_fraction for _ in sources]
     images, insides, masks = [], [], []
     for i, origin in enumerate(sources):
-        where = points[i : i + 1]
-        classes = sample(origin.classes, where, mode="nearest").round()
+        where = grid_of(points[i : i + 1], origin.mask.shape[2:])
+        classes = read(origin.classes, where, mode="nearest").round()
         inside = (classes > 0).float()
         if real[i]:
-            image = look_up(sample(origin.image, where), appearance.remap[i : i + 1])
+            image = look_up(read(origin.image, where), appearance.remap[i : i + 1])
         else:
             image = appearance.grey[i][classes.long()]
         images.append(image * inside)
         insides.append(inside)
-        masks.append(sample(origin.mask, where))
+        masks.append(read(origin.mask, where))
     inside = torch.cat(insides)
     image = acquire(torch.cat(images), inside, appearance)
     return image, torch.cat(masks) * inside * field_of_view(appearance.crop, size)
