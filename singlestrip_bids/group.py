@@ -272,7 +272,12 @@ def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet,
     torch.manual_seed(mix_seed(stage.method.seed, 0))
     network = UNet(stage.method.network)
     method = stage.method
-    loss = segmentation_loss(stage.runtime, sources, method.size, method.synthesis)
+    cut = [origin for origin in sources if origin.cut_off]
+    if cut:
+        LOG.info("The label's field of view ends close to the brain: heads are continued beyond.")
+        key = model.fingerprint(key, "continued")
+    whole = [*sources, *(origin.continued() for origin in cut)]
+    loss = segmentation_loss(stage.runtime, whole, method.size, method.synthesis)
     settle = _settling(stage, sources)
     return network, stage.train("sl1", network, loss, stage.method.training, key, settle)
 

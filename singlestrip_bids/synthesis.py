@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .config import SynthesisConfig
-from .labels import CLASSES
+from .labels import CLASSES, beyond, cut_off
 
 _FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -37,17 +37,34 @@ class Source:
         Brain mask or pseudo-mask, in [0, 1].
     centre : Tensor
         (3,) centre of mass of the mask in voxels.
+    endless : bool
+        Whether classes and intensities go on beyond the grid as they are at its edges.
     """
 
     classes: Tensor
     image: Tensor
     mask: Tensor
     centre: Tensor
+    endless: bool = False
 
     def to(self, device: torch.device) -> Source:
         """Return the same on a device."""
-        tensors = self.classes, self.image, self.mask, self.centre
-        return Source(*(tensor.to(device) for tensor in tensors))
+        names = ("classes", "image", "mask", "centre")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether its field of view ends close to the brain."""
+        return cut_off(self.classes[0, 0].cpu().numpy())
+
+    def continued(self) -> Source:
+        """Continue the head beyond its field of view, which then has no end."""
+        where = beyond(self.classes[0, 0].cpu().numpy())
+        classes, image = (
+            torch.from_numpy(volume[0, 0].cpu().numpy()[where]).to(volume.device)[None, None]
+            for volume in (self.classes, self.image)
+        )
+        return replace(self, classes=classes, image=image, endless=True)
 
 
 @dataclass(frozen=True)
@@ -352,10 +369,11 @@ def training_batch(
     images, insides, masks = [], [], []
     for i, origin in enumerate(sources):
         where = grid_of(points[i : i + 1], origin.mask.shape[2:])
-        classes = read(origin.classes, where, mode="nearest").round()
+        padding = "border" if origin.endless else "zeros"
+        classes = read(origin.classes, where, padding, "nearest").round()
         inside = (classes > 0).float()
         if real[i]:
-            image = look_up(read(origin.image, where), appearance.remap[i : i + 1])
+            image = look_up(read(origin.image, where, padding), appearance.remap[i : i + 1])
         else:
             image = appearance.grey[i][classes.long()]
         images.append(image * inside)
