@@ -70,12 +70,13 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     for label in labelled:
         LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
     stage, sources = _start(config, labelled, runtime)
+    heads = _continued(sources)
     if runtime.main:
-        _show(config, sources, runtime)
+        _show(config, heads, runtime)
     inputs = [_checksums(label) for label in labelled]
     key = model.fingerprint(inputs, _identity(stage))
     autoencoder = _train_autoencoder(stage, sources, key)
-    first, key = _first_network(stage, sources, key)
+    first, key = _first_network(stage, sources, heads, key)
     networks, table = _self_train(config, stage, pool, sources, first, autoencoder, key, rated)
     if not runtime.main:
         return
@@ -88,6 +89,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         "voxel_size_mm": stage.frame.voxel_size,
         "brain_ml": stage.frame.brain_ml,
         "head_width": stage.frame.head_width,
+        "continued": len(heads) > len(sources),
         "method": stage.method.to_dict(),
     }
     files = [stage.folder / f"{name}.safetensors" for name in ("autoencoder", *networks)]
@@ -267,18 +269,28 @@ def segmentation_loss(
     return loss
 
 
-def _first_network(stage: Stage, sources: list[Source], key: str) -> tuple[UNet, str]:
+def _continued(sources: list[Source]) -> list[Source]:
+    """Add those heads again, without an end, whose fields of view end close to the brain."""
+    cut = [origin for origin in sources if origin.cut_off]
+    if cut:
+        LOG.info(
+            "The label's field of view ends close to the brain: in half of the first training's "
+            "images its head goes on beyond."
+        )
+    return sources + [origin.continued() for origin in cut]
+
+
+def _first_network(
+    stage: Stage, sources: list[Source], heads: list[Source], key: str
+) -> tuple[UNet, str]:
     """SL-1: trained on the label alone."""
     torch.manual_seed(mix_seed(stage.method.seed, 0))
     network = UNet(stage.method.network)
     method = stage.method
-    cut = [origin for origin in sources if origin.cut_off]
-    if cut:
-        LOG.info("The label's field of view ends close to the brain: heads are continued beyond.")
-        key = model.fingerprint(key, "continued")
-    whole = [*sources, *(origin.continued() for origin in cut)]
-    loss = segmentation_loss(stage.runtime, whole, method.size, method.synthesis)
+    loss = segmentation_loss(stage.runtime, heads, method.size, method.synthesis)
     settle = _settling(stage, sources)
+    if len(heads) > len(sources):
+        key = model.fingerprint(key, "continued")
     return network, stage.train("sl1", network, loss, stage.method.training, key, settle)
 
 

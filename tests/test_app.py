@@ -53,6 +53,22 @@ def test_group_leaves_networks_card_curves_and_scores(heads, trained):
     assert not list(folder.rglob("*.checkpoint"))
 
 
+def test_label_whose_field_of_view_ends_at_the_brain(heads, trained, tmp_path, capfd):
+    assert json.loads((trained / MODEL / "model.json").read_text())["continued"] is False
+    data, out = tmp_path / "heads", tmp_path / "out"
+    shutil.copytree(heads, data)
+    (mask,) = data.glob("derivatives/*/sub-01/anat/*_desc-brain_mask.nii.gz")
+    label = nib.load(mask)
+    lowest = int(np.argwhere(np.asarray(label.dataobj))[:, 2].min())
+    for path in (mask, scan(data, "01")):
+        cut = nib.load(path).slicer[:, :, lowest:]
+        nib.save(cut, path)
+    assert run(data, out, "group", "--rounds", "0") == 0
+    assert "ends close to the brain" in capfd.readouterr().err
+    assert json.loads((out / MODEL / "model.json").read_text())["continued"] is True
+    assert "continued beyond it" in (out / "logs" / "CITATION.md").read_text().replace("\n", " ")
+
+
 @pytest.mark.parametrize("way", ["network", "registration"])
 def test_pseudo_labels_by_one_way_alone(heads, trained, tmp_path, way):
     out = tmp_path / "out"
