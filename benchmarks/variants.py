@@ -1,8 +1,8 @@
 """What other ways of training SL-1 buy: one label, the same steps, scored on scans with a truth.
 
-Usage: ``python -m benchmarks.variants DATASET LABEL SUBJECT... --out RESULTS [--steps 300]``.
-Every variant changes one thing of `quick`. Masks are compared with those in ``<DATASET>-truth`` on
-the scans' own grids.
+Usage: ``python -m benchmarks.variants DATASET LABEL SUBJECT... --out RESULTS [--steps 300]``. Every
+variant changes one thing of `quick`. Masks are compared with those in ``<DATASET>-truth`` on
+the scans' own grids. With ``--slab`` the label's field of view ends where its brain does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,7 @@ class Variant:
     average: bool = False
     flips: bool = False
     changes: tuple[tuple[str, Any], ...] = ()  # of the synthesis
+    continued: bool = False
 
     def synthesis(self, ranges: SynthesisConfig) -> SynthesisConfig:
         """Ranges of the training images."""
@@ -114,6 +116,11 @@ VARIANTS = {
     "flips": Variant("the same network, mean of image and mirror image", flips=True),
     "synthetic": Variant(
         "synthetic images alone, as in the paper", changes=(("real_fraction", 0.0),)
+    ),
+    "continued": Variant(
+        "half of the images with the head continued beyond its field of view, mean of both images",
+        flips=True,
+        continued=True,
     ),
     "average": Variant("exponential moving average of the weights", average=True),
     "deep": Variant("deep supervision", loss=deep, wrap=Supervised),
@@ -127,11 +134,12 @@ def train(variant: Variant, stage: Stage, origin: Source) -> UNet:
     network = variant.wrap(UNet(stage.method.network)).to(stage.runtime.device)
     average = [p.detach().clone() for p in network.parameters()]
     ranges, settings = variant.synthesis(stage.method.synthesis), stage.method.training
+    heads = [origin, origin.continued() if variant.continued else origin]
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
         for mean, now in zip(average, network.parameters(), strict=True):
             mean.lerp_(now.detach(), 1 - DECAY)
-        origins = [origin] * settings.batch_size
+        origins = heads * (settings.batch_size // 2)
         image, target = training_batch(generators[0], origins, stage.method.size, ranges)
         return variant.loss(network, image, target)
 
@@ -159,7 +167,7 @@ def mask_of(network: UNet, scan: Scan, stage: Stage, flips: bool) -> NDArray[np.
 
 
 def prepare(
-    dataset: Path, label: str, steps: int, machine: Runtime, work: Path
+    dataset: Path, label: str, steps: int, machine: Runtime, work: Path, slab: bool = False
 ) -> tuple[Stage, Source]:
     """Read the label and settle the grid, as the app does."""
     quick = PRESETS["quick"]
@@ -167,6 +175,8 @@ def prepare(
     (labelled,) = find_label(dataset, label_subjects=[label])
     image = volume.load(labelled.scan.path)
     mask = volume.load_mask(labelled.mask, image)
+    if slab:
+        image, mask = _cut(image, mask)
     size = volume.working_voxel_size(mask, image.affine, method.size)
     grid = size, method.size, method.network.multiple
     conformed = conform_image(image, *grid)
@@ -176,19 +186,42 @@ def prepare(
     return stage, stage.source(conformed, volume.conform(mask, image.affine, *grid).data)
 
 
+def _cut(image: volume.Image, mask: volume.Mask) -> tuple[volume.Image, volume.Mask]:
+    """Let the field of view of a scan end at the lower end of its brain."""
+    codes = nib.aff2axcodes(image.affine)
+    axis = next(number for number, code in enumerate(codes) if code in "SI")
+    planes = np.argwhere(mask)[:, axis]
+    first, last = (planes.min(), None) if codes[axis] == "S" else (0, planes.max() + 1)
+    kept = tuple(slice(first, last) if number == axis else slice(None) for number in range(3))
+    cut = replace(image, data=image.data[kept], nifti=image.nifti.slicer[kept])
+    return cut, mask[kept]
+
+
 def run(
-    dataset: Path, label: str, subjects: Sequence[str], steps: int, names: Sequence[str], out: Path
+    dataset: Path,
+    label: str,
+    subjects: Sequence[str],
+    steps: int,
+    names: Sequence[str],
+    out: Path,
+    slab: bool = False,
 ) -> dict[str, Any]:
     """Train the variants, score them and write ``<out>.json`` and ``<out>.md``."""
     machine = runtime.start("auto", None)
-    stage, origin = prepare(dataset, label, steps, machine, out.parent)
+    stage, origin = prepare(dataset, label, steps, machine, out.parent, slab)
     scans = find_scans(dataset, ALL_MODALITIES, subjects)
     truth = dataset.with_name(f"{dataset.name}-truth")
-    results = {**facts(), "label": label, "steps": steps, "rows": list[dict[str, Any]]()}
+    results = {
+        **facts(),
+        "label": label,
+        "steps": steps,
+        "slab": slab,
+        "rows": list[dict[str, Any]](),
+    }
     networks: dict[tuple[Any, ...], tuple[UNet, float]] = {}
     for name in names:
         variant = VARIANTS[name]
-        key = variant.loss, variant.average, variant.changes
+        key = variant.loss, variant.average, variant.changes, variant.continued
         if key not in networks:
             began = time.process_time()
             networks[key] = train(variant, stage, origin), time.process_time() - began
@@ -226,7 +259,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(line([f"{name}: {VARIANTS[name].about}", *cells, least, minutes]))
     lines += [
         "",
-        f"Mean Dice / mean HD95 in mm; label {results['label']}, {results['steps']} steps, one "
+        f"Mean Dice / mean HD95 in mm; label {results['label']}"
+        f"{', cut below its brain' if results['slab'] else ''}, {results['steps']} steps, one "
         f"seed. {results['date']}, commit {results['commit']}, {results['hardware']}.",
     ]
     return "\n".join(lines) + "\n"
@@ -239,10 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("label", help="labelled subject")
     parser.add_argument("subjects", nargs="+", metavar="SUBJECT", help="to score")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--slab", action="store_true", help="cut the label below its brain")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
     args = parser.parse_args(argv)
-    results = run(args.dataset, args.label, args.subjects, args.steps, args.variants, args.out)
+    what = args.dataset, args.label, args.subjects, args.steps, args.variants
+    results = run(*what, args.out, args.slab)
     print(table(results))
     return 0
 

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nibabel import orientations
 
 from benchmarks import variants
 from benchmarks.phantoms import write_dataset
+from singlestrip_bids import volume
 from singlestrip_bids.config import NetworkConfig
 from singlestrip_bids.networks import UNet
 
@@ -32,10 +36,28 @@ def test_a_head_at_every_level_but_the_finest_learns():
         assert network.eval()(image).shape == image.shape
 
 
+@pytest.mark.parametrize("codes", ["RAS", "RAI", "SLP", "AIL"])
+def test_a_slab_ends_at_the_lower_end_of_its_brain(codes):
+    data = np.random.default_rng(0).random((12, 14, 16)).astype(np.float32)
+    mask = np.zeros(data.shape, bool)
+    mask[4:8, 4:8, 5:12] = True
+    turn = orientations.ornt_transform(
+        orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(codes)
+    )
+    nifti = nib.Nifti1Image(data, np.diag([2, 2, 3, 1])).as_reoriented(turn)
+    turned = orientations.apply_orientation(mask, turn)
+    image = volume.Image(Path("a.nii.gz"), np.asarray(nifti.dataobj), nifti)
+    cut, kept = variants._cut(image, turned)
+    back = nib.as_closest_canonical(nib.Nifti1Image(cut.data, cut.affine))
+    np.testing.assert_array_equal(back.get_fdata(), data[:, :, 5:])
+    np.testing.assert_array_equal(back.affine[:3, 3], [0, 0, 15])
+    assert kept.sum() == mask.sum()
+
+
 @pytest.mark.slow
 def test_every_variant_is_trained_and_scored(tmp_path, capsys):
     heads = write_dataset(tmp_path / "heads", subjects=2, spacing_scale=4)
-    call = [str(heads), "01", "02", "--steps", "2", "--out", str(tmp_path / "table")]
+    call = [str(heads), "01", "02", "--steps", "2", "--out", str(tmp_path / "table"), "--slab"]
     assert variants.main(call) == 0
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert [row["variant"] for row in rows] == list(variants.VARIANTS)
