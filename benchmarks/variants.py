@@ -1,8 +1,8 @@
 """What other ways of training SL-1 buy: one label, the same steps, scored on scans with a truth.
 
-Usage: ``python -m benchmarks.variants DATASET LABEL SUBJECT... --out RESULTS [--steps 300]``. Every
-variant changes one thing of `quick`. Masks are compared with those in ``<DATASET>-truth`` on
-the scans' own grids. With ``--slab`` the label's field of view ends where its brain does.
+Usage: ``python -m benchmarks.variants DATASET LABEL SUBJECT... --out RESULTS [--steps 300]``.
+Every variant changes one thing of `quick`. Masks are compared with those in ``<DATASET>-truth``
+on the grids of the scans. With ``--slab`` the label's field of view ends where its brain does.
 """
 
 from __future__ import annotations

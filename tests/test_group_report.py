@@ -57,6 +57,22 @@ def test_traces_of_an_earlier_model_are_left_out(tmp_path):
     assert page.count("Another model than that of this folder made this mask") == 5
 
 
+def test_what_was_done_about_the_label_is_told(tmp_path):
+    make(tmp_path, 2)
+    folder, found = tmp_path / MODEL, []
+    for facts in (
+        {},
+        {"threshold": 0.5, "continued": False},
+        {"threshold": 0.634, "continued": True},
+    ):
+        derivatives.write_json(folder / "model.json", {**CARD, **facts})
+        group_report.write(tmp_path, folder)
+        page = (tmp_path / "group.html").read_text()
+        found.append((".634, because at one half" in page, "was continued beyond it" in page))
+    assert found == [(False, False), (False, False), (True, True)]
+    assert "Threshold</th>" in page
+
+
 def test_charts_follow_the_tables(tmp_path):
     make(tmp_path, 4)
     folder = tmp_path / MODEL
