@@ -49,6 +49,8 @@ from .training import Loss
 
 LOG = logging.getLogger("singlestrip_bids")
 
+NEAR = 1 / 24  # of the edge of the grid, about a centimetre of a human head
+
 
 def run(config: RunConfig, runtime: Runtime) -> None:
     """Train a model from one label and write it under ``output_dir/code/singlestrip``.
@@ -70,7 +72,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     for label in labelled:
         LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
     stage, sources = _start(config, labelled, runtime)
-    heads = _continued(sources)
+    heads = _continued(sources, NEAR * stage.method.size)
     if runtime.main:
         _show(config, heads, runtime)
     inputs = [_checksums(label) for label in labelled]
@@ -269,9 +271,9 @@ def segmentation_loss(
     return loss
 
 
-def _continued(sources: list[Source]) -> list[Source]:
+def _continued(sources: list[Source], near: float) -> list[Source]:
     """Add those heads again, without an end, whose fields of view end close to the brain."""
-    cut = [origin for origin in sources if origin.cut_off]
+    cut = [origin for origin in sources if origin.cut_off(near)]
     if cut:
         LOG.info(
             "The label's field of view ends close to the brain: in half of the first training's "

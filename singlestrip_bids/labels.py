@@ -11,7 +11,6 @@ from scipy import ndimage
 
 INSIDE, OUTSIDE = 10, 6  # SingleStrip, section 2.1
 CLASSES = 1 + OUTSIDE + INSIDE  # with 0, what lies outside the field of view
-NEAR = 1 / 24  # of the grid's edge, about a centimetre of a human head
 _LEVELS = 1024  # intensities are told apart to one part in so many
 
 
@@ -78,17 +77,19 @@ def _cluster(values: NDArray[np.float32], count: int, seed: int, voxels: int) ->
     return table[np.clip(np.rint(values * (_LEVELS - 1)), 0, _LEVELS - 1).astype(int)]
 
 
-def cut_off(classes: NDArray[Any]) -> bool:
+def cut_off(classes: NDArray[Any], near: float) -> bool:
     """Tell whether a field of view ends close to the brain, so that no neck may be in it.
 
     Parameters
     ----------
     classes : ndarray
         (X, Y, Z) as made by :func:`class_map`; some of it is brain.
+    near : float
+        Voxels.
     """
     inside = np.pad(classes > 0, 1)
     left = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1]
-    return bool(left[classes > OUTSIDE].min() < NEAR * max(classes.shape))
+    return bool(left[classes > OUTSIDE].min() < near)
 
 
 def beyond(classes: NDArray[Any]) -> tuple[NDArray[np.intp], ...]:

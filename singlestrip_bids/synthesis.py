@@ -52,10 +52,9 @@ class Source:
         names = ("classes", "image", "mask", "centre")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    @property
-    def cut_off(self) -> bool:
-        """Whether its field of view ends close to the brain."""
-        return cut_off(self.classes[0, 0].cpu().numpy())
+    def cut_off(self, near: float) -> bool:
+        """Tell whether its field of view ends within so many voxels of the brain."""
+        return cut_off(self.classes[0, 0].cpu().numpy(), near)
 
     def continued(self) -> Source:
         """Continue the head beyond its field of view, which then has no end."""

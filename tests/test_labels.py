@@ -157,12 +157,12 @@ def slab(below: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("below", "short"), [(0, True), (1, True), (4, False)])
 def test_a_field_of_view_is_short_where_it_ends_at_the_brain(below, short):
-    assert cut_off(slab(below)) is short
+    assert cut_off(slab(below), 2.7) is short
 
 
 def test_the_grid_ends_the_field_of_view_too():
-    assert cut_off(slab(0)[..., 14:])
-    assert not cut_off(np.pad(slab(0)[..., 14:], 4, constant_values=1))
+    assert cut_off(slab(0)[..., 14:], 2.7)
+    assert not cut_off(np.pad(slab(0)[..., 14:], 4, constant_values=1), 2.7)
 
 
 def test_a_head_goes_on_as_it_is_at_its_edge_without_brain():

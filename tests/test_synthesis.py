@@ -284,6 +284,15 @@ class TestGeometry:
             float(volume[0, 0, 0, 2, 3]), abs=1e-5
         )
 
+    @pytest.mark.parametrize("padding", ["zeros", "border"])
+    @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+    def test_volumes_alone_are_read_as_in_a_batch(self, padding, mode):
+        volumes = torch.rand(2, 3, 5, 6, 7, generator=seeded(0))
+        points = 8 * torch.rand(2, 3, 9, 4, 6, generator=seeded(1)) - 1
+        both = sample(volumes, points, padding, mode)
+        alone = [sample(volumes[i : i + 1], points[i : i + 1], padding, mode) for i in range(2)]
+        assert torch.equal(both, torch.cat(alone))
+
     def test_points_of_nothing_are_centred_on_the_brain(self):
         one, two = head(), head(lower=(2, 2, 2), upper=(5, 5, 5))
         points = draw_points(seeded(0), [one, two], 9, NOTHING)
