@@ -29,6 +29,7 @@ from torch import Generator, Tensor, nn
 from benchmarks.record import facts, line, write
 from singlestrip_bids import derivatives, runtime, volume
 from singlestrip_bids.config import ALL_MODALITIES, PRESETS, SynthesisConfig
+from singlestrip_bids.continuation import continued
 from singlestrip_bids.frame import Frame, head_width
 from singlestrip_bids.inference import conform_image
 from singlestrip_bids.inputs import Scan, find_scans
@@ -134,7 +135,8 @@ def train(variant: Variant, stage: Stage, origin: Source) -> UNet:
     network = variant.wrap(UNet(stage.method.network)).to(stage.runtime.device)
     average = [p.detach().clone() for p in network.parameters()]
     ranges, settings = variant.synthesis(stage.method.synthesis), stage.method.training
-    heads = [origin, origin.continued() if variant.continued else origin]
+    further = continued(origin, stage.method.size) if variant.continued else None
+    heads = [origin, further or origin]
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
         for mean, now in zip(average, network.parameters(), strict=True):

@@ -32,6 +32,7 @@ from . import (
     volume,
 )
 from .config import RunConfig, SynthesisConfig
+from .continuation import continued
 from .errors import BadData, ScanFailed
 from .frame import Frame, head_width
 from .guard import Verdict, choose, sample_of
@@ -48,8 +49,6 @@ from .synthesis import Source, on_host, training_batch
 from .training import Loss
 
 LOG = logging.getLogger("singlestrip_bids")
-
-NEAR = 1 / 24  # of the edge of the grid, about a centimetre of a human head
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -72,7 +71,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     for label in labelled:
         LOG.info("Label: %s for %s.", label.mask, label.scan.relative)
     stage, sources = _start(config, labelled, runtime)
-    heads = _continued(sources, NEAR * stage.method.size)
+    heads = _continued(sources, stage.method.size)
     if runtime.main:
         _show(config, heads, runtime)
     inputs = [_checksums(label) for label in labelled]
@@ -271,15 +270,15 @@ def segmentation_loss(
     return loss
 
 
-def _continued(sources: list[Source], near: float) -> list[Source]:
-    """Add those heads again, without an end, whose fields of view end close to the brain."""
-    cut = [origin for origin in sources if origin.cut_off(near)]
-    if cut:
+def _continued(sources: list[Source], size: int) -> list[Source]:
+    """Add those heads again, without an end, that end close to the brain."""
+    endless = [head for origin in sources if (head := continued(origin, size)) is not None]
+    if endless:
         LOG.info(
-            "The label's field of view ends close to the brain: in half of the first training's "
-            "images its head goes on beyond."
+            "The labelled head ends close to its brain: in half of the first training's images "
+            "it goes on beyond."
         )
-    return sources + [origin.continued() for origin in cut]
+    return sources + endless
 
 
 def _first_network(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 INSIDE, OUTSIDE = 10, 6  # SingleStrip, section 2.1
 CLASSES = 1 + OUTSIDE + INSIDE  # with 0, what lies outside the field of view
@@ -75,42 +73,3 @@ def _cluster(values: NDArray[np.float32], count: int, seed: int, voxels: int) ->
     levels = np.linspace(0, 1, _LEVELS).reshape(-1, 1)
     table = rank[mixture.predict(levels)]
     return table[np.clip(np.rint(values * (_LEVELS - 1)), 0, _LEVELS - 1).astype(int)]
-
-
-def cut_off(classes: NDArray[Any], near: float) -> bool:
-    """Tell whether a field of view ends close to the brain, so that no neck may be in it.
-
-    Parameters
-    ----------
-    classes : ndarray
-        (X, Y, Z) as made by :func:`class_map`; some of it is brain.
-    near : float
-        Voxels.
-    """
-    inside = np.pad(classes > 0, 1)
-    left = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1]
-    return bool(left[classes > OUTSIDE].min() < near)
-
-
-def beyond(classes: NDArray[Any]) -> tuple[NDArray[np.intp], ...]:
-    """Find how a head may go on beyond its field of view, as necks do below a slab of the brain.
-
-    Parameters
-    ----------
-    classes : ndarray
-        (X, Y, Z) as made by :func:`class_map`.
-
-    Returns
-    -------
-    tuple of ndarray
-        For every voxel the indices of one that is within the field of view: its own, or those of
-        the nearest one that is not brain.
-    """
-    where = np.indices(classes.shape)
-    outside, tissue = classes == 0, (classes > 0) & (classes <= OUTSIDE)
-    if outside.any() and tissue.any():
-        nearest = ndimage.distance_transform_edt(
-            ~tissue, return_distances=False, return_indices=True
-        )
-        where[:, outside] = nearest[:, outside]
-    return tuple(where)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .config import SynthesisConfig
-from .labels import CLASSES, beyond, cut_off
+from .labels import CLASSES
 
 _FWHM = 2 * math.sqrt(2 * math.log(2))
 
@@ -51,19 +51,6 @@ class Source:
         """Return the same on a device."""
         names = ("classes", "image", "mask", "centre")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-    def cut_off(self, near: float) -> bool:
-        """Tell whether its field of view ends within so many voxels of the brain."""
-        return cut_off(self.classes[0, 0].cpu().numpy(), near)
-
-    def continued(self) -> Source:
-        """Continue the head beyond its field of view, which then has no end."""
-        where = beyond(self.classes[0, 0].cpu().numpy())
-        classes, image = (
-            torch.from_numpy(volume[0, 0].cpu().numpy()[where]).to(volume.device)[None, None]
-            for volume in (self.classes, self.image)
-        )
-        return replace(self, classes=classes, image=image, endless=True)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ ORDER = [
     "training",
     "inference",
     "frame",
+    "continuation",
     "quality",
     "calibration",
     "selection",

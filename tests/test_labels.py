@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import mixture
 
-from singlestrip_bids.labels import CLASSES, INSIDE, OUTSIDE, beyond, class_map, cut_off
+from singlestrip_bids.labels import CLASSES, INSIDE, OUTSIDE, class_map
 
 SHAPE = (16, 16, 16)
 
@@ -144,36 +144,3 @@ def test_intensities_outside_the_range_take_the_closest_class():
     classes = class_map(wild, mask, inside, seed=0)
     assert set(classes[brain]) <= set(range(1 + OUTSIDE, CLASSES))
     assert set(classes[around]) <= set(range(1, 1 + OUTSIDE))
-
-
-def slab(below: int) -> np.ndarray:
-    """Classes of a brain in a box of tissue; so many planes of the head below the brain."""
-    classes = np.ones((64, 64, 64), np.uint8)
-    classes[12:36, 12:36, 14 - below : 36] = 4
-    classes[16:32, 16:32, 14:32] = 9
-    classes[..., : 14 - below] = 0
-    return classes
-
-
-@pytest.mark.parametrize(("below", "short"), [(0, True), (1, True), (4, False)])
-def test_a_field_of_view_is_short_where_it_ends_at_the_brain(below, short):
-    assert cut_off(slab(below), 2.7) is short
-
-
-def test_the_grid_ends_the_field_of_view_too():
-    assert cut_off(slab(0)[..., 14:], 2.7)
-    assert not cut_off(np.pad(slab(0)[..., 14:], 4, constant_values=1), 2.7)
-
-
-def test_a_head_goes_on_as_it_is_at_its_edge_without_brain():
-    classes = slab(0)
-    went_on = classes[beyond(classes)]
-    np.testing.assert_array_equal(went_on[..., 14:], classes[..., 14:])
-    assert set(np.unique(went_on[..., :14])) == {1, 4}
-    assert (went_on[13:35, 13:35, 10] == 4).all()  # below brain and tissue alike
-    assert (went_on[:8, :8, :14] == 1).all()  # below air
-
-
-def test_without_an_end_nothing_changes():
-    classes = np.full((6, 6, 6), 3, np.uint8)
-    np.testing.assert_array_equal(classes[beyond(classes)], classes)

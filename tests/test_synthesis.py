@@ -165,20 +165,6 @@ class TestTrainingBatch:
             assert not target[0, 0][empty].any()
             assert target[0, 0][seen].any()
 
-    @pytest.mark.parametrize("real", [0.0, 1.0])
-    def test_a_continued_head_has_no_end(self, real):
-        """Below a brain that the grid cuts off lies what is at its edge, and no brain."""
-        origin = head(lower=(4, 5, 0), upper=(11, 12, 14))
-        config = replace(NOTHING, real_fraction=real)
-        image, target = training_batch(seeded(1), [origin], 2 * SIZE, config)
-        further, same = training_batch(seeded(1), [origin.continued()], 2 * SIZE, config)
-        assert torch.equal(same > 0.5, target > 0.5)
-        assert (image == 0).float().mean() > 0.7  # most of it lies beyond the grid
-        assert (further == 0).float().mean() < 0.4
-        below = further[0, 0, :, :, 0]
-        assert not target[0, 0, :, :, 0].any()
-        assert torch.equal(below, further[0, 0, :, :, 1])
-
     def test_cropping_cuts_image_and_target_alike(self):
         origin = head(lower=(0, 0, 0), upper=(20, 18, 22))
         config = replace(NOTHING, crop=0.5, crop_probability=1.0, noise=0.3)
