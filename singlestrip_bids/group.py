@@ -275,8 +275,8 @@ def _continued(sources: list[Source], size: int) -> list[Source]:
     endless = [head for origin in sources if (head := continued(origin, size)) is not None]
     if endless:
         LOG.info(
-            "The labelled head ends close to its brain: in half of the first training's images "
-            "it goes on beyond."
+            "The labelled head ends close to its brain: images of the first training show it "
+            "continued beyond."
         )
     return sources + endless
 

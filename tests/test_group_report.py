@@ -68,7 +68,7 @@ def test_what_was_done_about_the_label_is_told(tmp_path):
         derivatives.write_json(folder / "model.json", {**CARD, **facts})
         group_report.write(tmp_path, folder)
         page = (tmp_path / "group.html").read_text()
-        found.append((".634, because at one half" in page, "was continued beyond it" in page))
+        found.append((".634, because at one half" in page, "it was continued beyond" in page))
     assert found == [(False, False), (False, False), (True, True)]
     assert "Threshold</th>" in page
 

@@ -116,7 +116,7 @@ def test_threshold_is_told_where_it_moved(found, said):
 
 def test_continued_heads_are_told():
     prose = flat(methods.text({**CARD, "continued": True}, scores(4), masks(0.9)))
-    assert "continued beyond it, as it is at its edge, in half of the images." in prose
+    assert "continued beyond, as it is at that end, in half of the images." in prose
     assert "continued beyond" not in flat(methods.text(CARD, scores(4), masks(0.9)))
 
 
