@@ -19,6 +19,7 @@ import pytest
 from builders import MODEL
 from safetensors.numpy import load_file
 
+from singlestrip_bids import runtime
 from singlestrip_bids.metrics import dice
 
 
@@ -100,11 +101,14 @@ def test_two_processes_come_to_the_masks_of_one(trained, two):
     assert text.count("sl1: 30/30") == 1
     assert "singlestrip_bids/" not in text  # no traceback but torchrun's own
 
-    # Sums come in another order: 1e-4 was seen, of weights up to 1 whose last steps are 1e-2
+    # Sums come in another order: of weights up to 1 whose last steps are 1e-2, 1e-4 was seen, and
+    # 3e-3 in bfloat16, where images go through the network alone in one run, by two in the other
+    coarse = runtime.start("cpu", None).bfloat16
     expected = networks(trained)
     for name, weights in networks(out).items():
         for key, value in weights.items():
-            np.testing.assert_allclose(value, expected[name][key], atol=2e-3, err_msg=key)
+            close = 1e-2 if coarse else 2e-3
+            np.testing.assert_allclose(value, expected[name][key], atol=close, err_msg=key)
     # After thirty steps many voxels lie close to one half: .984 was seen between threads, 1 and 2
     for kind, count in (("*_mask.nii.gz", 4), ("work/round-1/*.safetensors", 3)):
         paths = sorted(path.relative_to(trained) for path in trained.rglob(kind))
