@@ -42,7 +42,8 @@ def continued(origin: Source, size: int) -> Source | None:
         place that is within and not brain. None if it does not end close to its brain.
     """
     classes, image = (volume[0, 0].cpu().numpy() for volume in (origin.classes, origin.image))
-    classes = np.where(within_ends(head_of(image), round(ABRUPT * size)), classes, np.float32(0))
+    kept = within_ends(head_of(image), round(ABRUPT * size)) | (classes > OUTSIDE)
+    classes = np.where(kept, classes, np.float32(0))
     if distance_to_end(classes) >= NEAR * size:
         return None
     where = _nearest(classes)

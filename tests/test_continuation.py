@@ -56,6 +56,15 @@ def test_a_whole_head_is_left_alone():
     assert continued(labelled(0, padded=True), SIZE) is None
 
 
+def test_a_brain_outside_of_what_looks_like_a_head_is_no_obstacle():
+    """Such as a dark brain above a bright neck that ends in a plane."""
+    origin = labelled(0, padded=True)
+    neck = torch.from_numpy(NECK & (CENTRED[2] < -20)).float()[None, None]
+    further = continued(replace(origin, image=neck), SIZE)
+    assert further is not None
+    assert torch.equal(further.classes > 6, origin.classes > 6)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("way", [1, -1])
 def test_only_flat_ends_are_ends(axis, way):
