@@ -33,7 +33,7 @@ class InstanceNorm(nn.InstanceNorm3d):
     """Instance normalisation that leaves channels last on the processor, which is far faster.
 
     There PyTorch moves the channels. Batch normalisation of one image is the same and does not;
-    nor does group normalisation, whose gradients are five to ten times as slow.
+    nor does group normalisation, whose gradients are many times as slow.
     """
 
     def forward(self, x: Tensor) -> Tensor:
