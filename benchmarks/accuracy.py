@@ -11,6 +11,7 @@ their own in the table, where contrasts have them otherwise; ``best`` makes some
 on the ``k`` pool scans alone whose masks by the arm ``of`` are the best ``by`` their true ``dice``
 (an oracle) or by a judgement of `benchmarks.qc`; arms in ``all_labels`` train on all labels at
 once, in the first fold alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
+Beside the app's presets there are ``quick-new`` and the like: self-training from a new network.
 The truth lies in the folder named ``<DATASET>-truth``.
 """
 
@@ -23,16 +24,24 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks import peers, qc, record, score
 from singlestrip_bids import cli, derivatives, model, runtime
+from singlestrip_bids.config import PRESETS
 from singlestrip_bids.errors import SingleStripError
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.labelled import find_label
 
 SHARED = ("autoencoder.safetensors", "sl1.safetensors")  # taken over if the fingerprints agree
+
+NEW = {
+    f"{name}-new": replace(method, warm_start=False, finetuning=method.training)
+    for name, method in PRESETS.items()
+}  # the paper's SSL-T from scratch: as long a training as that of SL-1
 
 
 def run(config: dict[str, Any], dataset: Path, work: Path, out: Path) -> dict[str, Any]:
@@ -150,10 +159,11 @@ def _train_and_mask(
 ) -> None:
     call, common = [str(dataset), str(folder)], [*config["options"], *options]
     chosen = ["--participant-label", *labels, *pool]
-    code = cli.main([*call, "group", *chosen, "--label-subject", *labels, *common])
-    if code in (0, 1):  # 1: some scans failed; their rows will say so
-        everybody = ["--participant-label", *labels, *config["pool"], *config["inductive"]]
-        code = cli.main([*call, "participant", *everybody, *common])
+    everybody = ["--participant-label", *labels, *config["pool"], *config["inductive"]]
+    with patch.dict(PRESETS, NEW):
+        code = cli.main([*call, "group", *chosen, "--label-subject", *labels, *common])
+        if code in (0, 1):  # 1: some scans failed; their rows will say so
+            code = cli.main([*call, "participant", *everybody, *common])
     if code not in (0, 1):
         raise RuntimeError(f"{folder}: the app ended with {code}")
 

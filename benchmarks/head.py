@@ -276,7 +276,7 @@ def _paint_neck(canvas: _Canvas) -> None:
     canvas.blob("air", (0, 6, -84), (9, 6, 22))
     canvas.blob("mucosa", (0, 8, -112), (14, 9, 8))
     canvas.blob("air", (0, 8, -165), (9, 9, 45))
-    for level in np.arange(-84.0, -190.0, -19.0):
+    for level in np.arange(-84.0, -190.0, -19.0).tolist():
         canvas.blob("bone", (0, -27, level), (15, 11, 9))
         canvas.blob("marrow", (0, -27, level), (13, 9, 7))
         canvas.blob("disc", (0, -27, level - 9.5), (13, 9, 3))

@@ -113,6 +113,7 @@ class MethodConfig:
     top_k: int | None = None
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-mask
+    warm_start: bool = True  # a round starts from the network before it (False: from a new one)
     trials: int = 60  # corrupted copies of the labelled scan, for guard and calibration
     seed: int = 0
 

@@ -183,6 +183,8 @@ def _self_train(
         key = model.fingerprint(key, [model.sha256(scan.path) for scan in kept], asdict(synthesis))
         pseudo = pseudo_label(stage, kept, name)
         loss = segmentation_loss(stage.runtime, sources + pseudo, stage.method.size, synthesis)
+        if not stage.method.warm_start:
+            network, key = _new_network(stage), model.fingerprint(key, "new")
         key = stage.train(name, network, loss, settings, key, _settling(stage, sources))
         networks = {"sl1": first, name: network}
     return networks, table
@@ -281,13 +283,16 @@ def _continued(sources: list[Source], size: int) -> list[Source]:
     return sources + endless
 
 
+def _new_network(stage: Stage) -> UNet:
+    torch.manual_seed(mix_seed(stage.method.seed, 0))
+    return UNet(stage.method.network)
+
+
 def _first_network(
     stage: Stage, sources: list[Source], heads: list[Source], key: str
 ) -> tuple[UNet, str]:
     """SL-1: trained on the label alone."""
-    torch.manual_seed(mix_seed(stage.method.seed, 0))
-    network = UNet(stage.method.network)
-    method = stage.method
+    network, method = _new_network(stage), stage.method
     loss = segmentation_loss(stage.runtime, heads, method.size, method.synthesis)
     settle = _settling(stage, sources)
     if len(heads) > len(sources):

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import accuracy, qc
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids import model, runtime
+from singlestrip_bids.config import PRESETS
 
 CONFIG = {
     "title": "Phantoms",
@@ -123,6 +124,25 @@ def test_an_arm_of_all_labels_runs_once(dataset, tmp_path):
         "sub-01",
         "sub-02",
     ]
+
+
+def test_an_arm_may_start_from_a_new_network(dataset, tmp_path):
+    way = ["--pseudo-labels", "network"]
+    arms = {"SSL": way, "from scratch": [*way, "--preset", "quick-new"]}
+    config = CONFIG | {"pool": ["02"], "inductive": [], "arms": arms, "best": {}}
+    accuracy.run(config, dataset, tmp_path / "work", tmp_path / "table")
+    losses = {}
+    for arm in ("SSL", "from-scratch"):
+        folder = tmp_path / "work/01" / arm / "code/singlestrip"
+        method = json.loads((folder / "model.json").read_text())["method"]
+        losses[arm] = [
+            [float(row["loss"]) for row in model.read_table(folder, f"{name}_training")]
+            for name in ("sl1", "round-1")
+        ]
+        assert method["warm_start"] == (arm == "SSL")
+    assert losses["SSL"][1][0] < 0.9 * losses["from-scratch"][1][0], "it goes on from SL-1"
+    assert accuracy.NEW["quick-new"].finetuning == PRESETS["quick"].training
+    assert "quick-new" not in PRESETS
 
 
 def test_arms_and_labels_may_be_added(finished, dataset):
