@@ -28,12 +28,13 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import shapes
 from benchmarks.record import facts, line, write
 from singlestrip_bids import derivatives, model, runtime, volume
-from singlestrip_bids.calibration import Look, look
+from singlestrip_bids.calibration import Evidence, Look, line_through, look
 from singlestrip_bids.config import ALL_MODALITIES
 from singlestrip_bids.inputs import Scan, find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import Model
 from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.trials import LABEL
 from singlestrip_bids.volume import Conformed, Mask
 
 GOOD = 0.9  # Dice
@@ -41,8 +42,9 @@ COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in d
 
 JUDGES = {
     "autoencoder": "reconstruction Dice of the 2D autoencoder, as published",
+    "calibrated": "the same, calibrated on corrupted copies of the label",
     "mirror": "Dice with the mask of the mirror image",
-    "expected": "expected Dice, calibrated on copies of the label",
+    "expected": "expected Dice, from the autoencoder and the mirror",
     "tta": "median Dice of ten turned, scaled copies with their median, as published",
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
@@ -102,6 +104,20 @@ def autoencoders(trained: Model, dataset: Path, machine: Runtime) -> dict[str, s
         "three planes": shapes.three_planes(brain, trained.quality, machine),
         "3D": shapes.volumetric(brain, trained.quality, machine),
     }
+
+
+def calibrate(trained: Model, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Say of each mask which Dice the autoencoder's score alone would have one expect."""
+    kept = trained.card["guard"]["kept"]
+    copies = [c for c in model.read_table(folder, f"{kept}_copies") if c["of"] == LABEL]
+    truth = [float(copy["dice"]) for copy in copies]
+    line = line_through([_score_alone(copy) for copy in copies], truth)
+    for row in rows:
+        row["calibrated"] = line.expect(_score_alone({"score": row["autoencoder"]}))[0]
+
+
+def _score_alone(seen: Mapping[str, Any]) -> Evidence:
+    return Evidence(float(seen["score"]), mirror=0.0)  # the same for all: it tells nothing
 
 
 def _row(
@@ -244,9 +260,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in args.models:
         trained = model.load(folder, machine)
         others = autoencoders(trained, args.dataset, machine) if args.autoencoders else {}
-        results["rows"] += judge(trained, args.dataset, machine, args.subjects, others)
+        rows = judge(trained, args.dataset, machine, args.subjects, others)
         if args.spoilt:
-            results["rows"] += judge(trained, args.spoilt, machine, (), others)
+            rows += judge(trained, args.spoilt, machine, (), others)
+        calibrate(trained, folder, rows)
+        results["rows"] += rows
         write(results, table(results), args.out)
         print(f"{folder}: {len(results['rows'])} masks so far", flush=True)
     print(table(results))

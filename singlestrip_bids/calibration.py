@@ -1,17 +1,16 @@
-"""Which Dice can be expected of a mask? Learnt on corrupted copies of the labelled scan.
+"""Which Dice can be expected of a mask? Learnt on corrupted copies of scans whose masks are known.
 
-There the truth is known. Two things can be seen of every mask without one: how well the
-autoencoder reconstructs it, and how well it agrees with the mask of the mirrored image. A line
-through both (in the logarithm of what is missing to 1) gives the expected Dice; the spread of the
-copies around it gives the interval, in the manner of conformal prediction. Copies all show the
-labelled anatomy; what another one costs is read from a second opinion on unlabelled scans.
+Two things can be seen of every mask without a truth: how well the autoencoder reconstructs it, and
+how well it agrees with the mask of the mirrored image. A line through both (in the logarithm of
+what is missing to 1) gives the expected Dice; the spread of the copies around it gives the
+interval, in the manner of conformal prediction.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -69,28 +68,6 @@ class Calibration:
         missing = [math.exp(line + shift) - FLOOR for shift in (0.0, self.worse, self.better)]
         middle, low, high = (float(np.clip(1 - value, 0, 1)) for value in missing)
         return middle, low, high
-
-    def lowered(self, evidence: Sequence[Evidence], opinion: Sequence[float]) -> Calibration:
-        """Expect less if second opinions on unlabelled scans are worse than the line says.
-
-        Parameters
-        ----------
-        evidence : sequence of Evidence
-            Of masks without a truth.
-        opinion : sequence of float
-            Their Dice with masks made in another way.
-
-        Returns
-        -------
-        Calibration
-            The line moved by the median of what is left, never upwards. The opinion's own errors
-            count as the mask's: it is a cautious estimate.
-        """
-        if not opinion:
-            return self
-        line = _terms(evidence) @ (self.score, self.mirror, self.constant)
-        shift = max(float(np.median(_missing(opinion) - line)), 0.0)
-        return replace(self, constant=self.constant + shift)
 
 
 def _terms(evidence: Sequence[Evidence]) -> NDArray[np.float64]:

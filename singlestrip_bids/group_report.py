@@ -26,6 +26,7 @@ from .ranking import Guess
 from .reports import LOW_DICE, Row, page_values, read_rows
 from .synthesis import Source, training_batch
 from .templates import render
+from .trials import LABEL
 from .volume import Conformed, Mask
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -208,18 +209,27 @@ def _charts(
     copies = {name: model.read_table(folder, f"{name}_copies") for name in names}
     sample = {name: model.read_table(folder, f"{name}_sample") for name in names}
     if len(names) == 2 and all(copies.values()) and all(sample.values()):
-        dices = [[float(row["dice"]) for row in copies[name]] for name in names]
+        dices = [[float(row["dice"]) for row in _copies_of(copies[n])["the label"]] for n in names]
         hopes = [[float(row["expected"]) for row in sample[name]] for name in names]
         charts["guard"] = names, dices, hopes
     kept = card.get("guard", {}).get("kept")
     if rows := copies.get(kept):
         line = Calibration(**card["calibration"])
-        expected = [line.expect(_evidence(row)) for row in rows]
-        truth = [float(row["dice"]) for row in rows]
+        found = {
+            what: [(*line.expect(_evidence(row)), float(row["dice"])) for row in some]
+            for what, some in _copies_of(rows).items()
+        }
         second = [row for row in sample[kept] if row["opinion"] != "n/a"]
         opinions = [(line.expect(_evidence(row))[0], float(row["opinion"])) for row in second]
-        charts["calibration"] = expected, truth, opinions
+        charts["calibration"] = found, opinions
     return charts
+
+
+def _copies_of(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
+    """Tell copies of the label from those of unlabelled scans; the latter may be missing."""
+    label = [row for row in rows if row.get("of", LABEL) == LABEL]
+    others = [row for row in rows if row not in label]
+    return {"the label": label} | ({"unlabelled scans": others} if others else {})
 
 
 def _evidence(row: Mapping[str, str]) -> Evidence:

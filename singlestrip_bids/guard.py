@@ -2,49 +2,39 @@
 
 Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
 sample of the unlabelled scans, where the Dice to be expected of each mask is read from its
-calibration. Bad pseudo-masks teach a network to do worse on either.
+calibration. Bad pseudo-masks teach a network to do worse on either. The calibration is learnt
+here, too: on corrupted copies of the unlabelled scans, under the label that registration carried
+over to them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from . import derivatives
 from .calibration import Calibration, Evidence, line_through, look
-from .config import SynthesisConfig
 from .inference import mask_from
 from .inputs import Scan
-from .masks import Mask, box, pack, unpack
+from .masks import Mask, blank, pack, unpack
 from .metrics import dice
 from .networks import UNet
 from .progress import Progress
 from .ranking import masks_of, register
-from .runtime import check_stop, mix_seed
+from .runtime import check_stop
 from .selection import spread
 from .stage import Stage
-from .synthesis import Source, training_batch
-from .volume import Conformed
+from .synthesis import Source
+from .trials import LABEL, Copy, Head, try_copies
 
 LOG = logging.getLogger("singlestrip_bids")
 
-HARDEST = {
-    "rotation_deg": 45.0,
-    "scaling": 0.35,
-    "warp": 0.05,
-    "blur": 0.06,
-    "noise": 0.3,
-    "bias": 0.8,
-    "gamma": 0.8,
-    "crop": 0.45,
-    "slice_thickness": 0.08,
-}  # ranges of the worst copies; those of the mildest are fine-tuning's
 SAMPLE = 24  # unlabelled scans looked at
 PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
 TOLERANCE = 0.01  # by which the later network may seem worse in either way
@@ -146,13 +136,22 @@ def choose(
     opinions, failed = _second_opinions(stage, drawn, sources, ranked=len(networks) > 1)
     sample = [scan for scan in drawn if scan.relative not in failed]
     calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
+    labelled = [Head(LABEL, partial(_at_hand, source)) for source in sources]
+    others = [
+        Head(scan.relative, partial(_carried, stage, scan, mask))
+        for scan, mask in zip(sample, opinions, strict=True)
+        if not blank(mask)
+    ]
     for name, network in networks.items():
-        calibration, copies = calibrate(stage, sources, network, autoencoder, name)
+        own, foreign = (
+            try_copies(stage, heads, network, autoencoder, f"{name}: copies of {what}")
+            for heads, what in ((labelled, "the label"), (others, "unlabelled scans"))
+        )
+        _write_copies(stage, name, own + foreign)
+        calibrations[name] = calibration = _calibrate(foreign or own)
         seen = _seen(stage, sample, opinions, network, autoencoder, name)
-        evidence, agreement = [one.evidence for one in seen], [one.opinion for one in seen]
-        calibration = calibration.lowered(evidence, agreement)
-        calibrations[name] = calibration
         expected = [calibration.expect(one.evidence)[0] * one.plausible for one in seen]
+        copies = float(np.mean([one.dice for one in own]))
         standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
         masks.append(seen)
         _write_sample(stage, name, sample, seen, expected)
@@ -257,52 +256,24 @@ def _most_apart(
     return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
 
 
-def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
-    """Ranges of the copies of a share (0 to 1) of the way from the mildest to the hardest."""
-    way = {
-        name: getattr(mildest, name) + share * (hardest - getattr(mildest, name))
-        for name, hardest in HARDEST.items()
-    }
-    return replace(mildest, **way)
+def _at_hand(source: Source) -> Source:
+    return source
 
 
-def calibrate(
-    stage: Stage, sources: Sequence[Source], network: UNet, autoencoder: nn.Module, name: str
-) -> tuple[Calibration, float]:
-    """Mask corrupted copies of the labelled scans, from mild to hard, and fit the line.
+def _carried(stage: Stage, scan: Scan, packed: bytes) -> Source:
+    """Read an unlabelled scan; its mask is the label that registration carried over."""
+    conformed = stage.conform(scan)
+    return stage.source(conformed, unpack(packed, conformed.data.shape))
 
-    Returns
-    -------
-    tuple
-        The calibration, and the mean Dice of the copies.
-    """
-    evidence, truth, trials = [], [], stage.method.trials
-    with Progress(f"calibrating {name}", trials) as progress:
-        for number in range(trials):
-            check_stop()
-            conformed, target = _copy(stage, sources[number % len(sources)], number)
-            seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
-            evidence.append(seen.evidence)
-            truth.append(dice(seen.mask, target))
-            progress.step(f"Dice {truth[-1]:.3f}")
-    pairs = zip(evidence, truth, strict=True)
-    rows = [{"copy": n, **asdict(e), "dice": t} for n, (e, t) in enumerate(pairs, 1)]
+
+def _calibrate(copies: Sequence[Copy]) -> Calibration:
+    return line_through([one.evidence for one in copies], [one.dice for one in copies])
+
+
+def _write_copies(stage: Stage, name: str, copies: Sequence[Copy]) -> None:
+    """Keep what was seen of every copy, for pages and for people."""
+    rows = [
+        {"copy": one.number, "of": one.of, **asdict(one.evidence), "dice": one.dice}
+        for one in copies
+    ]
     derivatives.write_tsv(stage.folder / f"{name}_copies.tsv", rows)
-    return line_through(evidence, truth), float(np.mean(truth))
-
-
-def _copy(stage: Stage, origin: Source, number: int) -> tuple[Conformed, NDArray[np.bool_]]:
-    """One corrupted copy of a labelled scan, and its mask."""
-    ranges = severity(stage.method.finetuning_synthesis, number / (stage.method.trials - 1))
-    generator = stage.runtime.generator(mix_seed(stage.method.seed, 2), number)
-    image, target = training_batch(generator, [origin], stage.method.size, ranges)
-    data = image[0, 0].cpu().numpy()
-    conformed = Conformed(data, np.eye(4), _hull(data != 0))
-    return conformed, target[0, 0].cpu().numpy() > 0.5
-
-
-def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Smallest box around a mask: the field of view."""
-    hull = np.zeros_like(mask)
-    hull[box(mask)] = True
-    return hull

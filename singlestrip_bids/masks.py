@@ -38,3 +38,8 @@ def unpack(packed: bytes, shape: tuple[int, ...]) -> Mask:
     """Undo :func:`pack`."""
     bits = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+
+def blank(packed: bytes) -> bool:
+    """Tell whether a packed mask is empty."""
+    return not any(zlib.decompress(packed))

@@ -106,35 +106,34 @@ def guard(
 
 
 def calibration(
-    expected: Sequence[tuple[float, float, float]],
-    truth: Sequence[float],
+    copies: Mapping[str, Sequence[tuple[float, float, float, float]]],
     opinions: Sequence[tuple[float, float]],
 ) -> bytes:
     """Draw the expected Dice against what is known.
 
     Parameters
     ----------
-    expected : sequence of tuple
-        For each copy of the labelled scan the expected Dice and the ends of its interval.
-    truth : sequence of float
-        The Dice of these copies.
+    copies : mapping of str to sequence of tuple
+        For each corrupted copy, by what it is a copy of, the expected Dice, the ends of its
+        interval and the Dice.
     opinions : sequence of tuple
         For unlabelled scans the expected Dice, and the Dice with the registered label.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.2))
         panel = figure.subplots()
-        line = np.array(sorted(expected))
+        line = np.array(sorted(one for kind in copies.values() for one in kind))
         second = np.array(opinions, dtype=float).reshape(-1, 2)
-        _diagonal(panel, [*truth, *line[:, 0], *second.ravel()])
-        panel.fill_between(*line.T, color=BLUE, alpha=0.13, linewidth=0, label="90 % interval")
-        middles = [middle for middle, *_ in expected]
-        panel.plot(middles, truth, "o", color=BLUE, markersize=5, label="copies of the label")
+        _diagonal(panel, [*line[:, 0], *line[:, 3], *second.ravel()])
+        panel.fill_between(*line.T[:3], color=BLUE, alpha=0.13, linewidth=0, label="90 % interval")
+        for (what, kind), colour in zip(copies.items(), (GREEN, BLUE), strict=False):
+            middles, _, _, truth = zip(*kind, strict=True)
+            panel.plot(middles, truth, "o", color=colour, markersize=4, label=f"copies of {what}")
         if len(second):
             look: Any = {"color": VERMILION, "markersize": 6, "markerfacecolor": "none"}
             panel.plot(*second.T, "D", **look, label="unlabelled scans")
         panel.set(xlabel="expected Dice", ylabel="Dice")
-        figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handletextpad=0.4)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.4)
         return _svg(figure)
 
 

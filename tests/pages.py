@@ -97,7 +97,9 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
     for gain, name in enumerate(CARD["guard"]["standings"]):
         dices = rng.uniform(0.6, 0.9, 30) + 0.05 * gain
         copies = [
-            {"copy": n + 1, "score": d, "mirror": d + 0.02, "dice": d} for n, d in enumerate(dices)
+            {"copy": n + 1, "of": of, "score": d, "mirror": d + 0.02, "dice": d}
+            for of in ("label", scans[0])
+            for n, d in enumerate(dices)
         ]
         sample = [
             {"scan": s, "score": d, "mirror": d, "opinion": d - 0.02, "expected": d}

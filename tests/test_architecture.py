@@ -60,6 +60,7 @@ ORDER = [
     "stage",
     "threshold",
     "ranking",
+    "trials",
     "guard",
     "pipeline",
     "figures",

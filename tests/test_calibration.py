@@ -73,24 +73,6 @@ class TestExpect:
         assert all(b >= a for a, b in zip(one, other, strict=True))
 
 
-class TestLowered:
-    def test_by_worse_opinions(self):
-        evidence, truth = masks(60, seed=7, spread=0.01)
-        missing = 2 * (1 + FLOOR - np.array(truth)) - FLOOR
-        lower = LINE.lowered(evidence, list(1 - missing))
-        assert lower.constant - LINE.constant == pytest.approx(np.log(2), abs=0.02)
-        assert (lower.score, lower.mirror) == (LINE.score, LINE.mirror)
-        for one in evidence[:5]:
-            assert all(a < b for a, b in zip(lower.expect(one), LINE.expect(one), strict=True))
-
-    def test_never_raised(self):
-        evidence, _ = masks(20, seed=8)
-        assert LINE.lowered(evidence, [1.0] * 20) == LINE
-
-    def test_no_opinion(self):
-        assert LINE.lowered([], []) == LINE
-
-
 class TestLook:
     def scan(self) -> Conformed:
         data = np.random.default_rng(0).random((16, 16, 16), dtype=np.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.guard import APART, HARDEST, Standing, choose, severity
+from singlestrip_bids.guard import APART, Standing, choose
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import read_table
@@ -18,6 +18,7 @@ from singlestrip_bids.networks import Autoencoder
 from singlestrip_bids.ranking import Guess, rank
 from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.stage import Stage
+from singlestrip_bids.trials import HARDEST, LABEL, severity
 from singlestrip_bids.volume import Conformed
 
 METHOD = sloppy(PRESETS["quick"])
@@ -39,7 +40,7 @@ class Bright(nn.Module):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    method = replace(METHOD, trials=12, finetuning_synthesis=replace(MILD, gamma=0.1))
+    method = replace(METHOD, trials=6, finetuning_synthesis=replace(MILD, gamma=0.1))
     frame = Frame(8.0, 32, METHOD.network.multiple, 1500.0, 22.0)
     return Stage(tmp_path_factory.mktemp("m"), tmp_path_factory.mktemp("w"), method, frame, CPU)
 
@@ -102,9 +103,12 @@ def test_what_was_seen_is_kept_in_tables(stage, sources, pool, autoencoder):
     for name, standing in verdict.standings.items():
         copies = read_table(stage.folder, f"{name}_copies")
         sample = read_table(stage.folder, f"{name}_sample")
-        assert len(copies) == stage.method.trials
+        of = {LABEL, *(scan.relative for scan in pool)}
+        assert {row["of"] for row in copies} == of
+        numbers = [str(number) for number in range(1, stage.method.trials + 1)]
+        assert [row["copy"] for row in copies] == 2 * numbers, "from mild to hard, of both kinds"
         assert [row["scan"] for row in sample] == [scan.relative for scan in pool]
-        dices = [float(row["dice"]) for row in copies]
+        dices = [float(row["dice"]) for row in copies if row["of"] == LABEL]
         assert np.mean(dices) == pytest.approx(standing.copies, abs=1e-4)
         expected = [float(row["expected"]) for row in sample]
         assert np.mean(expected) == pytest.approx(standing.pool, abs=1e-4)
@@ -147,18 +151,28 @@ def test_a_mask_of_implausible_volume_counts_for_nothing(stage, sources, pool, a
     assert verdict.standings["sl1"].pool == 0
 
 
-def test_a_second_opinion_lowers_what_is_expected(stage, sources, pool, autoencoder, tmp_path):
-    other = replace(stage, work=tmp_path)
-    empty = np.zeros((32, 32, 32), bool)
-    corner = empty.copy()
-    corner[:8, :8, :8] = True
-    guess = Guess(~empty, carried=corner)
-    rank(other, pool, lambda conformed: guess, autoencoder, "round-1", "key")
+def test_what_is_expected_is_learnt_under_the_registered_label(
+    stage, sources, pool, autoencoder, tmp_path
+):
+    place = np.indices((32, 32, 32)) - 15.5
+    ball = (place**2).sum(0) < 64
     networks = {"sl1": Bright(0.5), "round-1": Bright(0.5)}
-    alone = choose(stage, pool, sources, networks, autoencoder)
-    doubted = choose(other, pool, sources, networks, autoencoder)
-    assert doubted.calibration.constant > alone.calibration.constant
-    assert doubted.standings["sl1"].copies == alone.standings["sl1"].copies
+
+    def verdict_with(carried, name):
+        other = replace(stage, work=tmp_path / name)
+        guess = Guess(ball, carried)
+        rank(other, pool, lambda conformed: guess, autoencoder, "round-1", "key")
+        return choose(other, pool, sources, networks, autoencoder)
+
+    centred, aside, absent = (
+        verdict_with(carried, name)
+        for name, carried in (("a", ball), ("b", np.roll(ball, 8, 0)), ("c", np.zeros_like(ball)))
+    )
+    best, worse, none = (one.standings["sl1"] for one in (centred, aside, absent))
+    assert worse.pool < best.pool - 0.02
+    assert best.copies == worse.copies == none.copies
+    label_alone = choose(stage, [], sources, networks, autoencoder)
+    assert absent.calibration == label_alone.calibration != centred.calibration
 
 
 def test_copies_get_harder():
