@@ -3,8 +3,8 @@
 Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
 sample of the unlabelled scans, where the Dice to be expected of each mask is read from its
 calibration. Bad pseudo-masks teach a network to do worse on either. The calibration is learnt
-here, too: on corrupted copies of the unlabelled scans, under the label that registration carried
-over to them.
+here, too: on the copies of the label, on the unlabelled scans and on corrupted copies of those,
+under the label that registration carried over to them.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def choose(
             for heads, what in ((labelled, "the label"), (others, "unlabelled scans"))
         )
         _write_copies(stage, name, own + foreign)
-        calibrations[name] = calibration = _calibrate(foreign or own)
         seen = _seen(stage, sample, opinions, network, autoencoder, name)
+        calibrations[name] = calibration = _calibrate(own + foreign, seen)
         expected = [calibration.expect(one.evidence)[0] * one.plausible for one in seen]
         copies = float(np.mean([one.dice for one in own]))
         standings[name] = Standing(copies, float(np.mean(expected)) if expected else None)
@@ -168,12 +168,13 @@ def choose(
 class _Seen:
     """What is seen of one unlabelled scan's mask.
 
-    ``opinion`` is its Dice with the labelled mask carried over by registration.
+    ``opinion`` is its Dice with the labelled mask carried over by registration, None if that is
+    empty.
     """
 
     evidence: Evidence
     plausible: bool
-    opinion: float
+    opinion: float | None
     packed: bytes
     shape: tuple[int, ...]
 
@@ -225,7 +226,8 @@ def _seen(
             seen = look(network, autoencoder, conformed, stage.method.quality, stage.runtime)
             share = seen.mask.sum() * stage.frame.voxel_size**3 / 1000 / stage.frame.brain_ml
             plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
-            opinion = dice(seen.mask, unpack(carried, seen.mask.shape))
+            second = unpack(carried, seen.mask.shape)
+            opinion = dice(seen.mask, second) if second.any() else None
             packed = pack(seen.mask)
             found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
             progress.step(scan.name)
@@ -266,8 +268,12 @@ def _carried(stage: Stage, scan: Scan, packed: bytes) -> Source:
     return stage.source(conformed, unpack(packed, conformed.data.shape))
 
 
-def _calibrate(copies: Sequence[Copy]) -> Calibration:
-    return line_through([one.evidence for one in copies], [one.dice for one in copies])
+def _calibrate(copies: Sequence[Copy], sample: Sequence[_Seen]) -> Calibration:
+    """Fit the line to all masks with something to compare them with."""
+    known = [(one.evidence, one.dice) for one in copies]
+    known += [(one.evidence, one.opinion) for one in sample if one.opinion is not None]
+    evidence, truth = zip(*known, strict=True)
+    return line_through(evidence, truth)
 
 
 def _write_copies(stage: Stage, name: str, copies: Sequence[Copy]) -> None:
