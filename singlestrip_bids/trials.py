@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ class Copy:
 def try_copies(
     stage: Stage, heads: Sequence[Head], network: UNet, autoencoder: nn.Module, title: str
 ) -> list[Copy]:
-    """Mask corrupted copies of heads, each in its turn, and compare them with their masks.
+    """Mask corrupted copies of heads, in turn and in random order, and compare with their masks.
 
     Returns
     -------
@@ -84,8 +85,9 @@ def try_copies(
     """
     found = list[Copy]()
     numbers = range(stage.method.trials if heads else 0)
+    heads = Random(stage.method.seed).sample(heads, min(len(heads), len(numbers)))
     with Progress(title, len(numbers)) as progress:
-        for place, head in enumerate(heads[: len(numbers)]):
+        for place, head in enumerate(heads):
             origin = head.read()
             for number in numbers[place :: len(heads)]:
                 check_stop()
