@@ -102,8 +102,8 @@ def _by_fold(rows: Rows, group: tuple[str, str]) -> list[float]:
 def judgements(results: Path) -> Figure:
     """Draw what judges say of masks against the true Dice."""
     sets = {
-        "SL-1": read(results, "judgements-autoencoders")["rows"],
-        "self-trained": read(results, "judgements-consensus")["rows"],
+        "SL-1": read(results, "judgements-sl1-all-copies")["rows"],
+        "self-trained": read(results, "judgements-consensus-all-copies")["rows"],
     }
     names = {
         "autoencoder": "autoencoder's score",
