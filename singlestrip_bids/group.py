@@ -156,7 +156,10 @@ def _self_train(
     key: str,
     rated: ratings.Ratings,
 ) -> tuple[dict[str, UNet], list[dict[str, Any]]]:
-    """Fine-tune round by round; return the first and the last network by name, and the scores."""
+    """Fine-tune round by round; return the first and the last network by name, and the scores.
+
+    What was trained from a new network is a method of its own: SL-1 is no candidate then.
+    """
     networks, table = {"sl1": first}, list[dict[str, Any]]()
     if not pool:
         LOG.warning(
@@ -186,7 +189,7 @@ def _self_train(
         if not stage.method.warm_start:
             network, key = _new_network(stage), model.fingerprint(key, "new")
         key = stage.train(name, network, loss, settings, key, _settling(stage, sources))
-        networks = {"sl1": first, name: network}
+        networks = {"sl1": first, name: network} if stage.method.warm_start else {name: network}
     return networks, table
 
 

@@ -134,12 +134,14 @@ def test_an_arm_may_start_from_a_new_network(dataset, tmp_path):
     losses = {}
     for arm in ("SSL", "from-scratch"):
         folder = tmp_path / "work/01" / arm / "code/singlestrip"
-        method = json.loads((folder / "model.json").read_text())["method"]
+        card = json.loads((folder / "model.json").read_text())
         losses[arm] = [
             [float(row["loss"]) for row in model.read_table(folder, f"{name}_training")]
             for name in ("sl1", "round-1")
         ]
-        assert method["warm_start"] == (arm == "SSL")
+        assert card["method"]["warm_start"] == (arm == "SSL")
+        names = ["sl1", "round-1"] if arm == "SSL" else ["round-1"]
+        assert list(card["guard"]["standings"]) == names
     assert losses["SSL"][1][0] < 0.9 * losses["from-scratch"][1][0], "it goes on from SL-1"
     assert accuracy.NEW["quick-new"].finetuning == PRESETS["quick"].training
     assert "quick-new" not in PRESETS
