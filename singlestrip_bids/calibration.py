@@ -1,8 +1,8 @@
-"""Which Dice can be expected of a mask? Learnt on corrupted copies of scans whose masks are known.
+"""Which Dice can be expected of a mask? Learnt on masks that have another to be compared with.
 
 Two things can be seen of every mask without a truth: how well the autoencoder reconstructs it, and
 how well it agrees with the mask of the mirrored image. A line through both (in the logarithm of
-what is missing to 1) gives the expected Dice; the spread of the copies around it gives the
+what is missing to 1) gives the expected Dice; the spread of the masks around it gives the
 interval, in the manner of conformal prediction.
 """
 

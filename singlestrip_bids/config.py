@@ -114,7 +114,7 @@ class MethodConfig:
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-mask
     warm_start: bool = True  # a round starts from the network before it (False: from a new one)
-    trials: int = 60  # corrupted copies of the labelled scan, for guard and calibration
+    trials: int = 60  # corrupted copies, of the label and of unlabelled scans each
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
