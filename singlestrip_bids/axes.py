@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from nibabel import orientations
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 
 from .errors import BadData
@@ -13,7 +13,7 @@ Grid = tuple[tuple[int, ...], NDArray]
 """Shape (X, Y, Z), and affine from voxel indices to mm (4, 4)."""
 
 SAME_ORDER = np.array([[0, 1], [1, 1], [2, 1]])
-TOLERANCE_MM = 1e-3
+TOLERANCE = 0.05  # of a voxel: programs round affines, or take the other form of a header
 
 
 def to_ras(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray]:
@@ -56,4 +56,5 @@ def _coincide(one: Grid, other: Grid) -> bool:
     """Tell whether all corner voxels of two grids lie at the same places."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(one[0]) - 1)
     apart = np.abs(apply_affine(one[1] - other[1], corners)).max()
-    return one[0] == other[0] and bool(apart <= TOLERANCE_MM)
+    edge = min(voxel_sizes(affine).min() for _, affine in (one, other))
+    return one[0] == other[0] and bool(apart <= TOLERANCE * edge)

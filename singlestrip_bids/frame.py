@@ -6,6 +6,7 @@ than training covers. Its scan comes to a grid of so much finer or coarser voxel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ AIR = 0.15  # of the intensities' range; what is brighter belongs to the head
 RIM = 0.02  # planes with less of the head than this, against the fullest, are left out
 FINEST = 64  # points along an axis at which a head is measured, about
 CHANGE = 1.35  # a head must be so many times wider or narrower to be seen at another size
+LARGEST = 16  # times the least grid's voxels: no grid gets larger for a head that looks small
 
 
 def head_of(data: Array) -> Mask:
@@ -114,6 +116,12 @@ class Frame:
         ratio = relative_size(conformed, self.head_width)
         # what looks like a small head may be a brain without its skull: no smaller brain then
         volume.refuse_stripped(image, self.brain_ml * max(ratio, 1) ** 3)
-        if ratio == 1:
+        if ratio == 1 or self._too_large(image, ratio):
             return conformed
         return conform_image(image, self.voxel_size * ratio, self.size, self.multiple)
+
+    def _too_large(self, image: Image, ratio: float) -> bool:
+        """Tell whether voxels so fine, over all of a field of view, would take too much memory."""
+        finer = self.voxel_size * ratio
+        shape, _ = volume.grid(image.data.shape, image.affine, finer, self.size, self.multiple)
+        return ratio < 1 and math.prod(shape) > LARGEST * self.size**3

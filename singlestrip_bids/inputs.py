@@ -271,10 +271,13 @@ def _indexed(root: Path, subjects: Sequence[str], database: Path) -> Iterator[Pa
 
 
 def _names(folder: Path) -> list[str]:
-    """List a folder; nothing if it is not there or is a file."""
+    """List a folder; nothing if it is not there, is a file, or must not be read."""
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 - the names alone
     except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        _log.warning("%s is left out: no permission to read this folder", folder)
         return []
 
 

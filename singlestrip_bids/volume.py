@@ -214,11 +214,13 @@ def support(data: Array) -> Mask:
 
 def millilitres(mask: Mask, affine: NDArray) -> float:
     """Volume of a mask (X, Y, Z) on the grid of ``affine``."""
-    return float(mask.sum() * np.prod(voxel_sizes(affine)) / 1000)
+    return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 
 def refuse_stripped(image: Image, brain_ml: float) -> None:
     """Raise BadData if all that is not background is hardly more than a brain.
+
+    Without a constant background nothing was stripped: the field of view may be as small.
 
     Parameters
     ----------
@@ -228,8 +230,9 @@ def refuse_stripped(image: Image, brain_ml: float) -> None:
         Volume of the labelled brain. A head fills at least 1.5 times its brain's volume, also
         where the field of view is tight; 1.1 times leaves room for smaller heads.
     """
-    filled = millilitres(support(image.data), image.affine)
-    if filled < 1.1 * brain_ml:
+    head = support(image.data)
+    filled = millilitres(head, image.affine)
+    if filled < 1.1 * brain_ml and not head.all():
         raise BadData(
             f"{image.path}: already skull-stripped, it seems: only {filled:.0f} ml are not "
             f"background, and the labelled brain has {brain_ml:.0f} ml; give the scan with its "
@@ -371,7 +374,7 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
     is 147 mm, so 256 mm), not more than the field of view, not less than 1.2 times the brain.
     """
     sizes = voxel_sizes(affine)
-    diameter = float((6 / np.pi * mask.sum() * np.prod(sizes)) ** (1 / 3))
+    diameter = float((6000 / np.pi * millilitres(mask, affine)) ** (1 / 3))
     brain = max((edge.stop - edge.start) * s for edge, s in zip(box(mask), sizes, strict=True))
     field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
     edge = max(min(1.75 * diameter, field), 1.2 * brain)

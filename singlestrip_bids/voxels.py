@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BadData
+
+LOG = logging.getLogger("singlestrip_bids")
 
 DAMAGED = OSError, EOFError, ValueError, OverflowError, zlib.error  # what such files raise
 UNWEIGHTED = 50.0  # s/mm2; b-values up to this count as 0, as scanners round them
@@ -59,7 +63,7 @@ def read(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int, int]:
 def _mean(path: Path, nifti: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[NDArray, int]:
     """Average a series that is read once, in its own data type; voxels that are NaN count as 0.
 
-    Of a diffusion series with its `.bval` beside it, only volumes without diffusion weighting.
+    Of a diffusion series with b-values, only volumes without diffusion weighting.
 
     Returns
     -------
@@ -84,8 +88,10 @@ def _unweighted(path: Path, count: int) -> list[int]:
         The `.bval` file is not one finite number a volume.
     """
     everything = list(range(count))
-    table = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".bval")
-    if not table.is_file():
+    table = _b_values(path)
+    if table is None:
+        if _words(path)[-1] == "dwi":
+            LOG.warning("%s: no .bval holds for it; the mean of all its volumes is taken.", path)
         return everything
     try:
         values = [float(word) for word in table.read_text(encoding="utf-8-sig").split()]
@@ -97,3 +103,27 @@ def _unweighted(path: Path, count: int) -> list[int]:
             "them finite; correct the file."
         )
     return [volume for volume in everything if values[volume] <= UNWEIGHTED] or everything
+
+
+def _b_values(path: Path) -> Path | None:
+    """Find the `.bval` of a scan: beside it or, inherited, in the nearest folder above it.
+
+    Its name has the scan's suffix, and no entity that the scan's has not.
+    """
+    words = _words(path)
+    subject = next((i for i, up in enumerate(path.parents) if up.name.startswith("sub-")), -1)
+    for folder in path.parents[: subject + 2]:  # as far as that of the dataset
+        tables = [table for table in folder.glob(f"*{words[-1]}.bval") if _applies(table, words)]
+        if tables:
+            return max(tables, key=lambda table: len(_words(table)))
+    return None
+
+
+def _applies(table: Path, words: Sequence[str]) -> bool:
+    own = _words(table)
+    return own[-1] == words[-1] and set(own) <= set(words)
+
+
+def _words(path: Path) -> list[str]:
+    """Split the name of a file into its entities and its suffix."""
+    return path.name.split(".")[0].split("_")

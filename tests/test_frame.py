@@ -105,3 +105,11 @@ class TestFrame:
         data = np.where(head(noise=0) > 0.7, head(noise=0), np.float32(0))
         with pytest.raises(BadData, match="already skull-stripped"):
             self.frame((data > 0).sum() / 1000).conform(image(data, 1.0))
+
+    def test_a_field_of_view_smaller_than_the_brain_is_none(self):
+        slab = head()[10:-10, 10:-10, 20:32]
+        assert self.frame(brain_ml=slab.size / 1000).conform(image(slab, 1.0)).data.any()
+
+    def test_a_bright_spot_makes_no_grid_too_large_for_the_memory(self):
+        spot = head(0.2, noise=0)
+        assert self.frame(brain_ml=0.1).conform(image(spot, 1.0)).voxel_size == 1

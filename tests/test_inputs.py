@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -137,6 +138,19 @@ class TestFindScans:
     def test_magnitude_is_kept(self, bids):
         path = write_nifti(bids / "sub-01/anat/sub-01_part-mag_T1w.nii.gz")
         assert path in [scan.path for scan in find_scans(bids)]
+
+    def test_folder_that_must_not_be_read(self, bids, caplog, monkeypatch):
+        whole, hidden = len(find_scans(bids)), str(bids / "sub-02")
+
+        def listed(folder):
+            if str(folder) == hidden:
+                raise PermissionError
+            return listdir(folder)
+
+        listdir = os.listdir
+        monkeypatch.setattr(os, "listdir", listed)
+        assert 0 < len(find_scans(bids)) < whole
+        assert f"{hidden} is left out: no permission" in caplog.text
 
     def test_empty_and_other_files_do_no_harm(self, bids):
         (bids / "sub-01/anat/sub-01_T1w.json").write_text("{broken")

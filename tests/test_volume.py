@@ -21,6 +21,7 @@ from singlestrip_bids.volume import (
     extract,
     grid,
     load,
+    millilitres,
     restore,
     restore_mask,
     scale_intensity,
@@ -299,6 +300,12 @@ class TestSupport:
     @pytest.mark.parametrize("shape", [(1, 5, 5), (5, 5, 1), (2, 2, 2), (1, 1, 1)])
     def test_thin(self, shape):
         assert support(np.zeros(shape, "f4")).shape == shape
+
+
+def test_volume_of_sheared_voxels():
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[0, 1] = 1.5
+    assert millilitres(np.ones((5, 5, 5), bool), affine) == pytest.approx(1)
 
 
 class TestRestoreMask:

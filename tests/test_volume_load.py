@@ -210,6 +210,34 @@ class TestDiffusion:
         np.testing.assert_allclose(image.data, data[..., chosen].mean(-1), rtol=1e-5)
         assert (image.volumes, image.averaged) == (4, len(chosen))
 
+    @pytest.mark.parametrize(
+        ("tables", "chosen"),
+        [
+            ({"dwi.bval": "0 9 900 900"}, [0, 1]),
+            ({"dwi.bval": "0 9 900 900", "sub-01/sub-01_dwi.bval": "900 0 900 900"}, [1]),
+            (
+                {
+                    "sub-01/dwi/sub-01_dwi.bval": "900 0 900 900",
+                    "sub-01/dwi/sub-01_dir-AP_dwi.bval": "900 900 0 0",
+                },
+                [2, 3],
+            ),
+            ({"sub-01/dwi/sub-01_run-1_dwi.bval": "0 9 900 900"}, [0, 1, 2, 3]),
+            ({"sub-01/dwi/sub-01_sbref.bval": "0 9 900 900"}, [0, 1, 2, 3]),
+            ({"../dwi.bval": "0 9 900 900"}, [0, 1, 2, 3]),
+        ],
+        ids=["dataset", "nearest", "closest", "other run", "other suffix", "above the dataset"],
+    )
+    def test_tables_are_inherited(self, tmp_path, caplog, tables, chosen):
+        data = np.random.default_rng(0).random((4, 5, 6, 4)).astype("f4")
+        path = tmp_path / "study/sub-01/dwi/sub-01_dir-AP_part-mag_dwi.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(data, np.eye(4)), path)
+        for name, values in tables.items():
+            (tmp_path / "study" / name).write_text(values)
+        np.testing.assert_allclose(load(path).data, data[..., chosen].mean(-1), rtol=1e-5)
+        assert (f"{path}: no .bval holds for it" in caplog.text) == (len(chosen) == 4)
+
     @pytest.mark.parametrize("table", ["0 1000", "0 0 0 nan", "0 0 0 x", "", "\x00"])
     def test_a_table_that_does_not_fit(self, dwi, table):
         path = dwi.with_name("sub-01_dwi.bval")
