@@ -100,7 +100,8 @@ if (viewer) {
   }
 }
 
-// Ratings: kept in this browser, exported as TSV or JSON, read back from either.
+// Ratings: kept in this browser, exported as TSV or JSON, read back from either. Those kept here are
+// of one model's masks, and left out where another has made the mask since.
 const cards = [...document.querySelectorAll(".card")];
 const place = `singlestrip-ratings ${location.pathname}`;
 const rated = () => cards.map((card) => ({
@@ -119,7 +120,7 @@ const show = (rows) => {
   const byScan = new Map(rows.map((row) => [row.scan, row]));
   for (const card of cards) {
     const row = byScan.get(card.dataset.scan);
-    if (!row) continue;
+    if (!row || (row.model ?? card.dataset.model) !== card.dataset.model) continue;
     for (const radio of card.querySelectorAll("input[type=radio]")) {
       radio.checked = radio.value === row.rating;
     }
@@ -129,7 +130,9 @@ const show = (rows) => {
   count();
 };
 const save = () => {
-  try { localStorage.setItem(place, JSON.stringify(rated())); } catch { /* no storage: export */ }
+  const models = Object.fromEntries(cards.map((card) => [card.dataset.scan, card.dataset.model]));
+  const rows = rated().map((row) => ({ ...row, model: models[row.scan] }));
+  try { localStorage.setItem(place, JSON.stringify(rows)); } catch { /* no storage: export */ }
   count();
 };
 const download = (name, text) => {

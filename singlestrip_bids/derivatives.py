@@ -50,9 +50,6 @@ _GEOMETRY = (
 )
 
 
-# --------------------------------------------------------------------------- paths
-
-
 def model_dir(output_dir: Path) -> Path:
     """Return the folder of the model, its card and its tables."""
     return output_dir / "code" / "singlestrip"
@@ -134,9 +131,6 @@ def sidecar_path(image: Path) -> Path:
 def bids_uri(scan: Scan) -> str:
     """Return the BIDS URI of a scan of the input dataset."""
     return f"bids:{RAW}:{scan.relative}"
-
-
-# --------------------------------------------------------------------------- writing
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -269,9 +263,6 @@ def _write_nifti(
     write_bytes(path, packer.compress(image.to_bytes()) + packer.flush())
 
 
-# --------------------------------------------------------------------------- metadata
-
-
 def sidecar(scan: Scan, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON fields of a scan's mask: its source, its grid, and `fields`."""
     return {"Type": "Brain", **provenance(scan), **fields}
@@ -312,15 +303,21 @@ def write_dataset(output_dir: Path, bids_dir: Path, readme: str = README) -> Non
             write_text(output_dir / name, text)
 
 
-def check_output(output_dir: Path, bids_dir: Path) -> None:
-    """Raise `Usage` if writing to a folder would touch the input or another dataset."""
-    output, raw = output_dir.resolve(), bids_dir.resolve()
-    subjects = any(output.glob("sub-*"))  # asked first: another job writes the description first
-    if output.is_relative_to(raw) and not output.is_relative_to(raw / "derivatives"):
+def check_outside(folder: Path, what: str, bids_dir: Path) -> None:
+    """Raise `Usage` if a folder to write to is inside the input, other than its derivatives."""
+    place, raw = folder.resolve(), bids_dir.resolve()
+    if place.is_relative_to(raw) and not place.is_relative_to(raw / "derivatives"):
         raise Usage(
-            f"The output folder {output_dir} is inside the input dataset {bids_dir}. "
+            f"The {what} folder {folder} is inside the input dataset {bids_dir}. "
             f"Choose one outside, or {bids_dir / 'derivatives' / 'singlestrip'}."
         )
+
+
+def check_output(output_dir: Path, bids_dir: Path) -> None:
+    """Raise `Usage` if writing to a folder would touch the input or another dataset."""
+    output = output_dir.resolve()
+    subjects = any(output.glob("sub-*"))  # asked first: another job writes the description first
+    check_outside(output_dir, "output", bids_dir)
     if (subjects or (output / "dataset_description.json").exists()) and not made_here(output):
         raise Usage(
             f"The output folder {output_dir} holds another dataset: it has no "

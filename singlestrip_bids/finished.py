@@ -51,3 +51,18 @@ def finished(images: Sequence[Path], scan: Scan, trained: Model) -> bool:
         return all(wanted.items() <= derivatives.read_json(path).items() for path in sidecars)
     except BadData:  # damaged
         return False
+
+
+def outdated(output_dir: Path, scan: Scan, stamped: Mapping[str, str]) -> list[Path]:
+    """List sidecars of a scan's images that another model than that of `stamp` has made."""
+    found = []
+    folder = (output_dir / scan.relative).parent
+    for path in sorted(folder.glob(f"sub-{scan.subject}_*.json")):
+        try:
+            fields = derivatives.read_json(path)
+        except BadData:  # damaged
+            continue
+        own = fields.get("SpatialReference") == derivatives.bids_uri(scan)
+        if own and fields.get("ModelSHA256") != stamped["ModelSHA256"]:
+            found.append(path)
+    return found

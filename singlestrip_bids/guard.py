@@ -87,6 +87,7 @@ class Verdict:
     calibration: Calibration
     standings: Mapping[str, Standing]
     apart: Sequence[Apart] = ()
+    sample: int = 0  # unlabelled scans that were looked at
     failed: Mapping[str, str] = field(default_factory=dict)  # scans that cannot be read, and why
 
     @property
@@ -108,6 +109,8 @@ class Verdict:
             "reason": self.reason,
             "standings": standings,
             "apart": apart,
+            "sample": self.sample,
+            "failed": list(self.failed),
         }
 
 
@@ -158,7 +161,7 @@ def choose(
     first, last = next(iter(standings)), next(reversed(standings))
     kept = first if standings[last].harms(standings[first]) else last
     apart = _most_apart(sample, *masks) if sample and len(networks) > 1 else []
-    verdict = Verdict(kept, calibrations[kept], standings, apart, failed)
+    verdict = Verdict(kept, calibrations[kept], standings, apart, len(sample), failed)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict

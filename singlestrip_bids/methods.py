@@ -15,7 +15,7 @@ from typing import Any
 from . import bibliography, derivatives, model, reports
 from .config import RunConfig
 from .errors import NoInput
-from .guard import SAMPLE, TOLERANCE
+from .guard import TOLERANCE
 from .labels import INSIDE, OUTSIDE
 from .runtime import Runtime
 from .templates import render
@@ -93,12 +93,12 @@ def text(
         card=card,
         label=_tally(label["scan"] for label in card["label"]),
         pool=_tally(card["unlabelled"]),
-        unusable=unusable,
+        unusable=unusable + len(card["guard"]["failed"]),
         ratings=card["ratings"] if any(card.get("ratings", {}).values()) else None,
         inside=INSIDE,
         outside=OUTSIDE,
         rounds=rounds,
-        sample=min(SAMPLE, len(pool) - unusable),
+        sample=card["guard"]["sample"],
         tolerance=f"{TOLERANCE:g}".removeprefix("0"),
         percentiles=[f"{value:g}" for value in PERCENTILES],
         masks=_tally(row.scan for row in masks),

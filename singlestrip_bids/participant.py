@@ -15,7 +15,7 @@ from . import border, derivatives, group_report, handoff, methods, model, report
 from .calibration import COVERAGE, Look, look
 from .config import RunConfig
 from .errors import ScanFailed, SingleStripError
-from .finished import finished, stamp, write_with_sidecar
+from .finished import finished, outdated, stamp, write_with_sidecar
 from .inputs import Scan, selected
 from .masks import Mask
 from .model import Model
@@ -253,6 +253,8 @@ def _write(scan: Scan, work: _Work, trained: Model, config: RunConfig, hand_over
     _write_more(scan, image, brain, config, work.checksums)
     if hand_over and config.fmriprep_masks:
         handoff.write(config.fmriprep_masks, scan, brain.mask, image, fields)
+    for old in outdated(config.output_dir, scan, work.checksums):
+        LOG.warning("%s: of an earlier model than the mask; ask for it again, or remove it.", old)
     return brain.expected[0]
 
 
@@ -346,7 +348,8 @@ def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
         "ExpectedDiceDescription": (
             f"Dice overlap with a reader's mask that can be expected, and its {COVERAGE:.0%} "
             "interval: estimated without a second label, from corrupted copies of the labelled "
-            "scan and, where it was registered, from its mask on unlabelled scans."
+            "scan and, where there are any, from unlabelled scans and corrupted copies of them "
+            "under the label that registration carried over."
         ),
         "QualityScore": round(brain.seen.evidence.score, 4),
         "QualityScoreDescription": (
@@ -357,7 +360,7 @@ def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
         "MirrorAgreementDescription": (
             "Dice overlap of the masks of the image and of its mirror image."
         ),
-        "BrainVolumeMl": round(volume.millilitres(brain.mask, image.affine), 1),
+        "BrainVolumeMl": float(f"{volume.millilitres(brain.mask, image.affine):.5g}"),
         "WorkingVoxelSizeMm": round(brain.grid.voxel_size, 3),
         "Model": trained.card["network"],
     }

@@ -22,7 +22,7 @@ from .figures import mosaic
 from .inputs import Scan
 from .masks import Mask
 from .model import Model
-from .runtime import Runtime
+from .runtime import Runtime, check_stop
 from .templates import render
 from .volume import Image
 
@@ -238,6 +238,7 @@ def remake(
     """
     failures: dict[str, str] = {}
     for scan in scans:
+        check_stop()
         try:
             image = volume.load(scan.path)
             path = derivatives.mask_path(output_dir, scan)

@@ -20,6 +20,8 @@ CARD = {
             "sl1": {"copies": 0.81, "pool": 0.82},
             "round-1": {"copies": 0.83, "pool": 0.84},
         },
+        "sample": 8,
+        "failed": [],
     },
     "calibration": {"score": 0.5, "mirror": 0.4, "constant": -0.1, "better": -0.5, "worse": 0.4},
     "label": [{"scan": "sub-01/anat/sub-01_T1w.nii.gz", "mask": "m.nii.gz"}],

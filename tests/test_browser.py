@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from pages import make
@@ -193,6 +195,20 @@ def test_ratings_are_kept_exported_and_come_back(out, visit, tmp_path):
         other.locator("#import").set_input_files(tmp_path / f"ratings.{kind}")
         other.locator("#count").filter(has_text="1 accepted, 1 rejected").wait_for()
         assert other.locator(".card .comment").first.input_value() == 'cut "off"'
+
+
+def test_ratings_of_another_models_mask_are_left_out(out, visit, tmp_path):
+    copy = Path(shutil.copytree(out, tmp_path / "out")) / "group.html"
+    page = visit(copy)
+    for card in page.locator(".card").all()[:2]:
+        card.get_by_label("accept").check()
+    whole = copy.read_text(encoding="utf-8")
+    changed = re.sub('data-model="[^"]+"', 'data-model="new"', whole, count=1)
+    assert changed != whole
+    copy.write_text(changed, encoding="utf-8")
+    page.reload()
+    assert page.locator("#count").inner_text() == f"1 accepted, 0 rejected of {COUNT}"
+    assert not page.locator(".card").first.get_by_label("accept").is_checked()
 
 
 def test_outline_goes_on_and_off_by_keyboard(out, visit):

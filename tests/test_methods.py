@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import MODEL
 
-from singlestrip_bids import bibliography, cli, derivatives, guard, labels, methods
+from singlestrip_bids import bibliography, cli, derivatives, labels, methods
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.reports import Row
 
@@ -24,6 +24,8 @@ CARD = {
             "sl1": {"copies": 0.81, "pool": 0.82},
             "round-1": {"copies": 0.83, "pool": 0.84},
         },
+        "sample": 8,
+        "failed": [],
     },
     "label": [{"scan": "sub-01/anat/sub-01_T1w.nii.gz", "mask": "m.nii.gz"}],
     "unlabelled": [
@@ -84,12 +86,21 @@ def refused() -> dict:
             "sl1": {"copies": 0.81, "pool": 0.82},
             "round-1": {"copies": 0.73, "pool": 0.7},
         },
+        "sample": 8,
+        "failed": [],
     }
     return card | {
         "network": "sl1.safetensors",
         "sha256": {"sl1.safetensors": "abc"},
         "self_trained": False,
     }
+
+
+def alone() -> dict:
+    """Give the card of a run without unlabelled scans."""
+    card = copy.deepcopy(CARD) | {"unlabelled": [], "self_trained": False}
+    card["guard"]["sample"] = 0
+    return card
 
 
 def flat(prose: str) -> str:
@@ -100,7 +111,7 @@ RUNS = {
     "consensus": (CARD, scores(4), masks(0.9, 0.95, 0.97)),
     "paper": (changed(pseudo_labels="network", rounds=3), scores(4, 5, 6), []),
     "full": ({**CARD, "method": PRESETS["full"].to_dict()}, scores(4), masks(0.9)),
-    "no pool": ({**changed(), "unlabelled": [], "self_trained": False}, [], masks(0.9)),
+    "no pool": (alone(), [], masks(0.9)),
     "refused": (refused(), scores(4), masks(0.9, 0.95)),
 }
 
@@ -233,9 +244,11 @@ def test_odd_scans_are_counted():
 def test_large_pools_are_sampled():
     pool = [f"sub-{n}/anat/sub-{n}_T1w.nii.gz" for n in range(99)]
     rows = [{"round": "1", "scan": s, "kept": "True", "note": "n/a"} for s in pool]
-    prose = flat(methods.text({**CARD, "unlabelled": pool}, rows, []))
-    assert f"on {guard.SAMPLE} unlabelled scans" in prose
+    looked = CARD["guard"] | {"sample": 24, "failed": pool[:2]}
+    prose = flat(methods.text({**CARD, "unlabelled": pool, "guard": looked}, rows, []))
+    assert "on 24 unlabelled scans" in prose
     assert "The best 99 of 99" in prose
+    assert "of which two could not be used" in prose
 
 
 def test_other_runs_say_other_things():

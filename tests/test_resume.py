@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_only_what_has_changed_is_made_anew(bids, trained, tmp_path, capfd):
 
     assert mask(bids, trained, out, "--participant-label", "01", "--overwrite") == 0
     assert times(out)["sub-01"] > after["sub-01"]
+
+
+def test_what_an_earlier_model_has_left_is_named(bids, trained, tmp_path, capfd):
+    out, words = tmp_path / "out", ("--participant-label", "01")
+    assert mask(bids, trained, out, *words, "--output", "probseg") == 0
+    (path,) = out.rglob("*_probseg.json")
+    path.write_text(re.sub('"ModelSHA256": "[^"]*"', '"ModelSHA256": "x"', path.read_text()))
+    assert "earlier model" not in capfd.readouterr().err
+    assert mask(bids, trained, out, *words, "--overwrite") == 0
+    assert f"{path}: of an earlier model" in capfd.readouterr().err
 
 
 def test_a_crash_file_for_each_bad_scan(bids, trained, tmp_path, capfd):
