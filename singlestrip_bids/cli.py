@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import RunConfig, for_processes, method_from
-from .errors import IOFailed, SingleStripError, TemporaryFailure
-from .options import build_parser
+from .config import PRESETS, RunConfig, for_processes, method_from
+from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
+from .options import LEVELS, build_parser
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(parse(words), words)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except SingleStripError as error:  # of the file of --config-file
+    except SingleStripError as error:  # in the command line, or in the file of --config-file
         print(f"singlestrip-bids: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
@@ -59,8 +59,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         defaults = vars(earlier.parse_args([*places, *tokens(arguments.config_file)]))
         parser.set_defaults(**defaults)
         arguments = parser.parse_args(words)
+    arguments.levels = [level for level in LEVELS if level in arguments.levels]
     if arguments.suggest_label and arguments.levels != ["group"]:
-        parser.error("--suggest-label goes with the group level alone: there is no model yet")
+        raise Usage("--suggest-label goes with the group level alone: there is no model yet.")
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
             setattr(arguments, name, value.absolute())
@@ -81,13 +82,14 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         limits = [n for n in (arguments.omp_nthreads, arguments.nprocs) if n]
         machine = runtime.start(arguments.device, min(limits, default=None), arguments.low_mem)
         arguments.device, arguments.omp_nthreads = machine.device_name, runtime.threads()
-        gpu = machine.device.type == "cuda"
-        arguments.preset = arguments.preset or ("standard" if gpu else "quick")
+        arguments.preset = arguments.preset or _preset(arguments, machine)
         config = _config(arguments, machine)
         # after the start, which gives a user without a home one
         from . import derivatives, handoff, records
 
         derivatives.check_output(config.output_dir, config.bids_dir)
+        if config.work_dir:
+            derivatives.check_outside(config.work_dir, "work", config.bids_dir)
         handoff.check(config)
         log_dir = config.log_dir
         if machine.main:
@@ -158,6 +160,21 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose"]
     anew += ["reports_only", "boilerplate_only", "suggest_label"]
     return {name: value for name, value in vars(arguments).items() if name not in anew}
+
+
+def _preset(arguments: argparse.Namespace, machine: Runtime) -> str:
+    """Choose the preset where none is given: that of the training which was begun here, if any."""
+    suited = "standard" if machine.device.type == "cuda" else "quick"
+    if "group" not in arguments.levels:
+        return suited
+    from . import derivatives, model
+
+    begun = model.preset_of(derivatives.model_dir(arguments.output_dir))
+    if begun not in PRESETS:
+        return suited
+    if begun != suited:
+        LOG.info("Preset %s, with which the model here was begun; --preset changes it.", begun)
+    return begun
 
 
 def _config(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:

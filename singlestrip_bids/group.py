@@ -76,6 +76,9 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         _show(config, heads, runtime)
     inputs = [_checksums(label) for label in labelled]
     key = model.fingerprint(inputs, _identity(stage))
+    if config.work_dir:  # which other trainings may share
+        own = model.fingerprint(key, str(config.output_dir))[:16]
+        stage = replace(stage, work=config.work_dir / own)
     autoencoder = _train_autoencoder(stage, sources, key)
     first, key = _first_network(stage, sources, heads, key)
     networks, table = _self_train(config, stage, pool, sources, first, autoencoder, key, rated)
@@ -238,7 +241,7 @@ def _start(
     frame = Frame(*grid, brain_ml, float(np.median(widths)))
     folder = derivatives.model_dir(config.output_dir)
     how = (config.log_dir, config.stop_on_first_crash)
-    stage = Stage(folder, config.work_dir or folder / "work", method, frame, runtime, *how)
+    stage = Stage(folder, folder / "work", method, frame, runtime, *how)
     targets = [volume.conform(mask, image.affine, *grid).data for image, mask in pairs]
     sources = [stage.source(c, target) for c, target in zip(conformed, targets, strict=True)]
     return stage, sources
@@ -248,13 +251,8 @@ def _identity(stage: Stage) -> dict[str, Any]:
     """All settings that decide SL-1."""
     method = stage.method.to_dict()
     names = ("size", "network", "synthesis", "seed")
-    device = stage.runtime.device.type
     settings = {name: method[name] for name in names}
-    return settings | {
-        "voxel_size": stage.frame.voxel_size,
-        "device": device,
-        "version": __version__,
-    }
+    return settings | {"voxel_size": stage.frame.voxel_size, "version": __version__}
 
 
 def segmentation_loss(

@@ -90,6 +90,15 @@ def made_of(folder: Path) -> str:
         return ""
 
 
+def preset_of(folder: Path) -> str:
+    """Return the preset with which training was begun in a folder; empty if none was."""
+    path = folder / AUTOENCODER  # which is trained first
+    try:
+        return str(checkpoints.load(path)[1].get("preset", "")) if path.is_file() else ""
+    except BadData:  # it is trained anew
+        return ""
+
+
 def read_table(folder: Path, name: str) -> list[dict[str, str]]:
     """Read a table of a model, such as ``scores``; empty if there is none."""
     path = folder / f"{name}.tsv"

@@ -135,7 +135,8 @@ def build_parser() -> Parser:
     training.add_argument(
         "--preset", choices=sorted(PRESETS), default=None,
         help="quick: 4 mm for an adult head, minutes on 2 CPU cores; standard: 2 mm, a GPU; "
-        "full: 1 mm, the scale of the paper (default: standard on a GPU, quick without)",
+        "full: 1 mm, the scale of the paper (default: that of the training begun in OUTPUT_DIR; "
+        "else standard on a GPU, quick without)",
     )  # fmt: skip
     training.add_argument(
         "--voxel-size", type=positive_float, metavar="MM",

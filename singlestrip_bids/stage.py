@@ -15,7 +15,7 @@ from torch import nn
 
 from . import checkpoints, derivatives, labels, model, volume
 from .config import MethodConfig, TrainingConfig
-from .errors import BadData, ScanFailed
+from .errors import BadData, CannotCreate, IOFailed, ScanFailed
 from .frame import Frame
 from .inputs import Scan
 from .records import report_crash
@@ -52,10 +52,10 @@ class Stage:
         ------
         ScanFailed
             With ``--stop-on-first-crash``.
-        torch.OutOfMemoryError
+        torch.OutOfMemoryError, CannotCreate, IOFailed
             It was not the scan's fault.
         """
-        if isinstance(error, OUT_OF_MEMORY):
+        if isinstance(error, (OUT_OF_MEMORY, CannotCreate, IOFailed)):
             raise error
         note = report_crash(self.log_dir, scan.path, error)
         if self.stop_on_first_crash:
@@ -106,7 +106,8 @@ class Stage:
             for step, value in enumerate(history)
         ]
         derivatives.write_tsv(self.folder / f"{name}_training.tsv", rows)
-        checkpoints.save(path, network.state_dict(), {"fingerprint": key, **facts})
+        facts |= {"fingerprint": key, "preset": self.method.preset}
+        checkpoints.save(path, network.state_dict(), facts)
         checkpoint.unlink(missing_ok=True)
         return key
 

@@ -6,7 +6,7 @@ on the labelled scan it is known by how much.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,16 +45,22 @@ def settle(stage: Stage, network: UNet, sources: Sequence[Source]) -> float:
     def too_large(threshold: float) -> bool:
         return sum(int(clean(p > threshold).sum()) for p in probabilities) > wanted
 
+    found, *_ = stage.runtime.gather(_least(too_large))  # the first process decides for all
+    with torch.no_grad():
+        bias = network.head.bias
+        assert bias is not None
+        bias -= torch.tensor(found).logit().item()
+    return float(found)
+
+
+def _least(too_large: Callable[[float], bool]) -> float:
+    """Bisect to the least threshold at which masks are not too large."""
     low, high = LIMITS
     if not too_large(low):
         return low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if too_large(middle) else (low, middle)
-    with torch.no_grad():
-        bias = network.head.bias
-        assert bias is not None
-        bias -= torch.tensor(high).logit().item()
     return high
 
 

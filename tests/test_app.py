@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from builders import MODEL, listing, run, scan, table
 from safetensors.numpy import load_file
 
-from singlestrip_bids import cli
+from singlestrip_bids import cli, runtime
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
@@ -132,12 +134,27 @@ def test_the_record_of_a_run_gives_its_model_and_another_seed_another(heads, tra
     record = str(min(trained.glob("logs/*/config.json")))
     again, other = tmp_path / "again", tmp_path / "other"
     assert cli.main([str(heads), str(again), "group", "--config-file", record]) == 0
-    words = ["--config-file", record, "--random-seed", "7"]
+    words = ["--config-file", record, "--random-seed", "7", "--work-dir", str(tmp_path / "work")]
     assert cli.main([str(heads), str(other), "group", *words]) == 0
+    (own,) = (tmp_path / "work").iterdir()  # other trainings may have theirs beside it
+    assert len(list((own / "round-1").iterdir())) == 3
+    assert not (other / MODEL / "work").exists()
     assert same(weights(trained), weights(again))
     cards = [json.loads((out / MODEL / "model.json").read_text()) for out in (trained, again)]
     assert cards[0] == cards[1]
     assert not same(weights(trained), weights(other))
+
+
+def test_a_training_goes_on_with_its_preset_on_another_device(trained, tmp_path):
+    gpu = replace(runtime.start("cpu", 1), device=torch.device("cuda"))
+    preset = {}
+    for out in (trained, tmp_path):
+        preset[out] = cli._preset(cli.parse(["in", str(out), "group"]), gpu)
+    assert preset == {trained: "quick", tmp_path: "standard"}
+
+
+def test_levels_come_in_their_order():
+    assert cli.parse(["in", "out", "participant", "group"]).levels == ["group", "participant"]
 
 
 def test_a_finished_stage_is_not_repeated(heads, trained, tmp_path):

@@ -23,6 +23,11 @@ def test_labelled_subject_that_is_not_there(bids, tmp_path, capfd):
     complaint(capfd, code, 66, "sub-77", "sub-01")
 
 
+def test_work_folder_in_the_dataset(bids, tmp_path, capfd):
+    code = run(bids, tmp_path / "out", "group", "--work-dir", str(bids / "work"))
+    complaint(capfd, code, 64, f"The work folder {bids / 'work'} is inside", "Choose one outside")
+
+
 def test_two_masks_of_one_subject(bids, tmp_path, capfd):
     second = bids / "derivatives/other/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
     second.parent.mkdir(parents=True)

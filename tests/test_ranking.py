@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.phantoms import write_dataset
 from singlestrip_bids.config import PRESETS, sloppy
+from singlestrip_bids.errors import CannotCreate
 from singlestrip_bids.frame import Frame
 from singlestrip_bids.inputs import find_scans
 from singlestrip_bids.networks import Autoencoder
@@ -107,6 +108,12 @@ def test_a_bad_scan_gets_a_note_and_is_tried_again(stage, pool, autoencoder, cap
     rank(stage, pool, again, autoencoder, "round-1", "key")
     assert again.calls == 0
     assert caplog.text.count(pool[0].name) >= 2
+
+
+def test_a_disk_that_fails_is_not_the_fault_of_a_scan(stage, pool, autoencoder):
+    stage.work.write_text("no folder")
+    with pytest.raises(CannotCreate):
+        rank(stage, pool, Middle(), autoencoder, "round-1", "key")
 
 
 def test_masks_come_back_from_disk(stage, pool, autoencoder):

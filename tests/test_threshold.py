@@ -75,6 +75,13 @@ def test_masks_too_small_stay(stage):
     assert volume == pytest.approx((10 / 12) ** 3, abs=0.03)
 
 
+def test_of_several_processes_the_first_one_decides(stage, monkeypatch):
+    monkeypatch.setattr(runtime.Runtime, "gather", lambda _, value: [0.6, value])
+    found, volume = settled(stage, 9.0)
+    assert found == 0.6
+    assert volume > 1.05
+
+
 def test_there_is_a_limit(stage):
     found, volume = settled(stage, 4.0)
     assert found == pytest.approx(0.8, abs=1e-3)
