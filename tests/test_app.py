@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +17,8 @@ import torch
 from builders import MODEL, listing, run, scan, table
 from safetensors.numpy import load_file
 
-from singlestrip_bids import cli, runtime
+from singlestrip_bids import cli
+from singlestrip_bids.runtime import Runtime
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
@@ -146,7 +146,7 @@ def test_the_record_of_a_run_gives_its_model_and_another_seed_another(heads, tra
 
 
 def test_a_training_goes_on_with_its_preset_on_another_device(trained, tmp_path):
-    gpu = replace(runtime.start("cpu", 1), device=torch.device("cuda"))
+    gpu = Runtime(torch.device("cuda"), bfloat16=True)
     preset = {}
     for out in (trained, tmp_path):
         preset[out] = cli._preset(cli.parse(["in", str(out), "group"]), gpu)
