@@ -33,7 +33,7 @@ class TestWeights:
 
 
 class TestSample:
-    @pytest.mark.parametrize("order", itertools.permutations(range(3)))
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
     @pytest.mark.parametrize("flips", [(), (0,), (1, 2)])
     def test_agrees_with_scipy_in_any_order_of_memory(self, order, flips):
         shape, counts = (9, 12, 7), (15, 8, 11)
