@@ -102,12 +102,12 @@ def _by_fold(rows: Rows, group: tuple[str, str]) -> list[float]:
 def judgements(results: Path) -> Figure:
     """Draw what judges say of masks against the true Dice."""
     sets = {
-        "SL-1": read(results, "judgements-sl1-all-copies")["rows"],
-        "self-trained": read(results, "judgements-consensus-all-copies")["rows"],
+        "SL-1": read(results, "judgements-sl1-contrasts")["rows"],
+        "self-trained": read(results, "judgements-consensus-contrasts")["rows"],
     }
     names = {
         "autoencoder": "autoencoder's score",
-        "mirror": "agreement with the mirror image",
+        "strong": "agreement in strong contrasts",
         "expected": "expected Dice",
     }
     figure = Figure(figsize=(9, 3.1), layout="constrained")

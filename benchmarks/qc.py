@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from benchmarks.record import facts, line, write
 from singlestrip_bids import derivatives, model, runtime, volume
 from singlestrip_bids.calibration import Evidence, Look, line_through, look
 from singlestrip_bids.config import ALL_MODALITIES
+from singlestrip_bids.inference import mask_from, predict
 from singlestrip_bids.inputs import Scan, find_scans
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.model import Model
@@ -43,8 +45,10 @@ COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in d
 JUDGES = {
     "autoencoder": "reconstruction Dice of the 2D autoencoder, as published",
     "calibrated": "the same, calibrated on corrupted copies of the label",
-    "mirror": "Dice with the mask of the mirror image",
-    "expected": "expected Dice, from the autoencoder and the mirror",
+    "mirror": "Dice of the masks of the image and of its mirror image",
+    "mild": "mean Dice with the masks of two mildly repainted copies, one of them mirrored",
+    "strong": "the same with strongly repainted ones",
+    "expected": "expected Dice, from the autoencoder and both kinds of copies",
     "tta": "median Dice of ten turned, scaled copies with their median, as published",
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
@@ -77,7 +81,8 @@ def judge(
     Returns
     -------
     list of dict
-        One for each scan: ``label``, ``scan``, ``dice``, ``low``, ``high`` and every judgement.
+        One for each scan: ``label``, ``scan``, ``dice``, ``dice_mirror`` (of the mask of the image
+        and its mirror image together), ``low``, ``high`` and every judgement.
     """
     label = trained.card["label"][0]["scan"]
     rows = []
@@ -117,7 +122,7 @@ def calibrate(trained: Model, folder: Path, rows: Sequence[dict[str, Any]]) -> N
 
 
 def _score_alone(seen: Mapping[str, Any]) -> Evidence:
-    return Evidence(float(seen["score"]), mirror=0.0)  # the same for all: it tells nothing
+    return Evidence(float(seen["score"]), 0.0, 0.0)  # the same for all: it tells nothing
 
 
 def _row(
@@ -129,14 +134,18 @@ def _row(
     target = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
     seen = look(trained.network, trained.autoencoder, conformed, trained.quality, machine)
     expected, low, high = trained.calibration.expect(seen.evidence)
+    mirror, joint = _in_mirror(trained, conformed, machine)
     millilitres = volume.millilitres(seen.mask, conformed.affine)
     share = millilitres / trained.frame.brain_ml
     return {
         "dice": dice(seen.mask, target),
+        "dice_mirror": dice(joint, target),
         "low": low,
         "high": high,
+        "mirror": mirror,
         "autoencoder": seen.evidence.score,
-        "mirror": seen.evidence.mirror,
+        "mild": seen.evidence.mild,
+        "strong": seen.evidence.strong,
         "expected": expected,
         "tta": _tta(trained, conformed, machine),
         "volume": min(share, 1 / share) if share else 0.0,
@@ -144,6 +153,16 @@ def _row(
         "whole": _whole(seen),
         **{name: judge(seen.mask) for name, judge in others.items()},
     }
+
+
+def _in_mirror(trained: Model, conformed: Conformed, machine: Runtime) -> tuple[float, Mask]:
+    """Dice of the masks of an image and of its mirror image, and the mask of both together."""
+    turned = replace(conformed, data=conformed.data[::-1].copy(), inside=conformed.inside[::-1])
+    seen = predict(trained.network, conformed, machine)
+    other = predict(trained.network, turned, machine)[::-1]
+    masks = mask_from(seen), mask_from(other)
+    agreement = dice(*masks) if all(mask.any() for mask in masks) else 0.0
+    return agreement, mask_from(np.float32(0.5) * (seen + other))
 
 
 @torch.inference_mode()

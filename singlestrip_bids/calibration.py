@@ -1,9 +1,9 @@
 """Which Dice can be expected of a mask? Learnt on masks that have another to be compared with.
 
-Two things can be seen of every mask without a truth: how well the autoencoder reconstructs it, and
-how well it agrees with the mask of the mirrored image. A line through both (in the logarithm of
-what is missing to 1) gives the expected Dice; the spread of the masks around it gives the
-interval, in the manner of conformal prediction.
+Three things can be seen of every mask without a truth: how well the autoencoder reconstructs it,
+and how well it agrees with the masks of the image repainted in other contrasts, mildly and
+strongly. A line through them (in the logarithm of what is missing to 1) gives the expected Dice;
+the spread of the masks around it gives the interval, in the manner of conformal prediction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from . import quality
 from .config import QualityConfig
-from .inference import look_twice, mask_from
+from .inference import mask_from, predict_and_compare
 from .networks import UNet
 from .runtime import Runtime, as_memory_allows
 from .volume import Conformed
@@ -30,18 +30,19 @@ FLOOR = 0.005  # what is missing to 1 is not followed below this
 
 @dataclass(frozen=True)
 class Evidence:
-    """What can be seen of a mask without the truth; both between 0 and 1.
+    """What can be seen of a mask without the truth; all between 0 and 1.
 
     Attributes
     ----------
     score : float
         Reconstruction Dice of the autoencoder.
-    mirror : float
-        Dice of the masks of the image and of its mirror image.
+    mild, strong : float
+        Mean Dice with the masks of mildly and of strongly repainted copies, half of them mirrored.
     """
 
     score: float
-    mirror: float
+    mild: float
+    strong: float
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,29 @@ class Calibration:
 
     Attributes
     ----------
-    score, mirror, constant : float
+    score, mild, strong, constant : float
         Line through ``log(1 - evidence)`` to ``log(1 - Dice)``; the slopes are not negative.
     better, worse : float
         Quantiles of what is left, below and above the line: the ends of the interval.
     """
 
     score: float
-    mirror: float
+    mild: float
+    strong: float
     constant: float
     better: float
     worse: float
 
     def expect(self, evidence: Evidence) -> tuple[float, float, float]:
         """Return the expected Dice and the ends of its interval, lower end first."""
-        line = float(_terms([evidence])[0] @ (self.score, self.mirror, self.constant))
+        line = float(_terms([evidence])[0] @ (self.score, self.mild, self.strong, self.constant))
         missing = [math.exp(line + shift) - FLOOR for shift in (0.0, self.worse, self.better)]
         middle, low, high = (float(np.clip(1 - value, 0, 1)) for value in missing)
         return middle, low, high
 
 
 def _terms(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
-    """Rows of ``log(1 - score), log(1 - mirror), 1``."""
+    """Rows of ``log(1 - score), log(1 - mild), log(1 - strong), 1``."""
     seen = np.array([astuple(one) for one in evidence], dtype=float)
     return np.column_stack([_missing(seen), np.ones(len(seen))])
 
@@ -86,7 +88,7 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
     Parameters
     ----------
     evidence : sequence of Evidence
-        Of N masks, at least four.
+        Of N masks, at least five.
     truth : sequence of float
         Their Dice.
 
@@ -104,8 +106,7 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
     residuals.sort()
     tail = max(math.floor((count + 1) * (1 - COVERAGE) / 2), 1)
     better, worse = residuals[tail - 1], residuals[count - tail]
-    score, mirror, constant = _slopes(terms, target)
-    return Calibration(*map(float, (score, mirror, constant, better, worse)))
+    return Calibration(*map(float, (*_slopes(terms, target), better, worse)))
 
 
 def _slopes(terms: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -151,10 +152,10 @@ def look(
     """Mask a scan and gather the evidence; a full GPU is no reason to fail."""
 
     def on(machine: Runtime) -> Look:
-        probability, mirror = look_twice(network, conformed, machine)
+        probability, mild, strong = predict_and_compare(network, conformed, machine)
         mask = mask_from(probability)
         score, rebuilt = quality.judge(autoencoder, mask, config, machine)
         way = "" if machine == runtime else machine.way
-        return Look(probability, mask, Evidence(score, mirror), rebuilt, way)
+        return Look(probability, mask, Evidence(score, mild, strong), rebuilt, way)
 
     return as_memory_allows(on, runtime.rungs())

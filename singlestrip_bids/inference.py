@@ -13,11 +13,11 @@ from . import volume
 from .masks import clean
 from .metrics import dice
 from .networks import UNet
-from .runtime import Runtime
+from .runtime import Runtime, mix_seed
 from .synthesis import draw_remap, look_up
-from .volume import Conformed, Image
+from .volume import Conformed, Image, Mask
 
-PAIR = 2  # images in a batch
+PAIR = 2  # images in a batch, and copies of a scan whose mean is its mask
 
 
 @torch.inference_mode()
@@ -26,7 +26,8 @@ def predict(
 ) -> NDArray[np.float32]:
     """Brain probability on the model's grid: the mean over copies of the image.
 
-    Every copy is repainted by a mild random look-up table, and every second one is mirrored.
+    Every copy is repainted by a mild random look-up table, the same ones for all images, and every
+    second one is mirrored.
 
     Parameters
     ----------
@@ -42,42 +43,56 @@ def predict(
     ndarray
         (X, Y, Z) in [0, 1]; zero outside the field of view. The same at every call.
     """
-    image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
-    inside = torch.from_numpy(conformed.inside).to(runtime.device)[None, None]
-    tables = draw_remap(runtime.generator(0), copies, mild=1.0)
-    looks = [image]
-    if copies > 1:
-        looks = [look_up(image, table) * inside for table in tables.split(1)]
-    total = torch.zeros_like(image[0])
-    for probability in _probabilities(network, looks, runtime):
+    if copies == 1:
+        looks = [torch.from_numpy(conformed.data).to(runtime.device)[None, None]]
+    else:
+        looks = _repaint(conformed, runtime, copies, mild=1.0)
+    total = np.zeros_like(conformed.data)
+    for probability in _probabilities(network, looks, conformed, runtime):
         total += probability
-    return np.where(conformed.inside, (total[0] / copies).cpu().numpy(), np.float32(0))
+    return total / np.float32(copies)
 
 
 @torch.inference_mode()
-def look_twice(
+def predict_and_compare(
     network: UNet, conformed: Conformed, runtime: Runtime
-) -> tuple[NDArray[np.float32], float]:
-    """Brain probability, the mean of the image's and its mirror image's, and their agreement.
+) -> tuple[NDArray[np.float32], float, float]:
+    """Brain probability, and how far its mask is that of the image in other contrasts, too.
+
+    Two copies are repainted mildly, and two by the same tables to their full extent.
 
     Returns
     -------
     tuple
-        (X, Y, Z) in [0, 1], zero outside the field of view; and the Dice of the two masks,
-        0 where one is empty.
+        (X, Y, Z) in [0, 1], as `predict` gives it for the mild ones; and the mean Dice of its mask
+        with those of the mild copies and with those of the strong ones, 0 where one is empty.
     """
-    image = torch.from_numpy(conformed.data).to(runtime.device)[None, None]
-    looks = [
-        np.where(conformed.inside, probability[0].cpu().numpy(), np.float32(0))
-        for probability in _probabilities(network, [image, image], runtime)
-    ]
-    masks = [mask_from(probability) for probability in looks]
-    agreement = dice(*masks) if all(mask.any() for mask in masks) else 0.0
-    return np.float32(0.5) * (looks[0] + looks[1]), agreement
+    mild, strong = (_repaint(conformed, runtime, PAIR, mild=share) for share in (1.0, 0.0))
+    looks = list(_probabilities(network, mild + strong, conformed, runtime))
+    probability = np.mean(looks[:PAIR], axis=0)
+    mask = mask_from(probability)
+    overlaps = [_overlap(mask, mask_from(one)) for one in looks]
+    return probability, float(np.mean(overlaps[:PAIR])), float(np.mean(overlaps[PAIR:]))
 
 
-def _probabilities(network: UNet, images: list[Tensor], runtime: Runtime) -> Iterator[Tensor]:
-    """Brain probability of images (1, 1, X, Y, Z), each (1, X, Y, Z); every second is mirrored.
+def _overlap(mask: Mask, other: Mask) -> float:
+    return dice(mask, other) if mask.any() and other.any() else 0.0
+
+
+def _repaint(conformed: Conformed, runtime: Runtime, copies: int, mild: float) -> list[Tensor]:
+    """Make copies (1, 1, X, Y, Z) in other contrasts, the same ones for all images and devices."""
+    image, inside = (
+        torch.from_numpy(array).to(runtime.device)[None, None]
+        for array in (conformed.data, conformed.inside)
+    )
+    tables = draw_remap(torch.Generator().manual_seed(mix_seed(0)), copies, mild)
+    return [look_up(image, table.to(image)) * inside for table in tables.split(1)]
+
+
+def _probabilities(
+    network: UNet, images: list[Tensor], conformed: Conformed, runtime: Runtime
+) -> Iterator[NDArray[np.float32]]:
+    """Brain probability of images (1, 1, X, Y, Z), each (X, Y, Z); every second is mirrored.
 
     As many as the memory allows go through the network at a time: small ones gain most by it.
     """
@@ -90,7 +105,8 @@ def _probabilities(network: UNet, images: list[Tensor], runtime: Runtime) -> Ite
         with runtime.autocast():
             logits = network(batch, runtime.slab)
         for one, flip in zip(logits.float().sigmoid(), mirrored, strict=True):
-            yield _turn(one[None], flip)[0]
+            seen = _turn(one[None], flip)[0, 0].cpu().numpy()
+            yield np.where(conformed.inside, seen, np.float32(0))
 
 
 def _turn(image: Tensor, mirrored: bool) -> Tensor:

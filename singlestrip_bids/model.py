@@ -23,7 +23,7 @@ from .runtime import Runtime
 CARD = "model.json"
 AUTOENCODER = "autoencoder.safetensors"
 _MALFORMED = (LookupError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
-FORMAT = 1  # of the card; a newer one is refused
+FORMAT = 2  # of the card; others are refused
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,28 @@ def retract(folder: Path) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """Read the card of a model alone; None if there is no model."""
-    return read_json(folder / CARD) if (folder / CARD).is_file() else None
+    """Read the card of a model alone; None if there is no model.
+
+    Raises
+    ------
+    BadData
+        Damaged, foreign, or of another version.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    card = read_json(path)
+    found = card.get("format")
+    if not isinstance(found, int):
+        raise BadData(f"{path}: not a card of this app; train again.")
+    if found > FORMAT:
+        raise BadData(f"{path}: written by a newer version (format {found}); update.")
+    if found < FORMAT:
+        raise BadData(
+            f"{path}: written by an older version (format {found}); run the group level again: "
+            "it keeps the networks and learns the expected Dice anew."
+        )
+    return card
 
 
 def confirm(folder: Path) -> None:
@@ -116,18 +136,15 @@ def load(folder: Path, runtime: Runtime) -> Model:
     NoInput
         No model in the folder.
     BadData
-        A card or a network that is damaged, foreign, or of a newer version.
+        A card or a network that is damaged, foreign, or of another version.
     """
-    path = folder / CARD
-    if not path.is_file():
+    path, card = folder / CARD, read_card(folder)
+    if card is None:
         raise NoInput(
             f"{folder}: no model ({CARD}) here; run the group level first, or pass --model with "
             "the code/singlestrip folder of an earlier run."
         )
-    card = read_json(path)
     try:
-        if card["format"] > FORMAT:
-            raise BadData(f"{path}: written by a newer version (format {card['format']}); update.")
         method = card["method"]
         quality = QualityConfig(**method["quality"])
         shape = NetworkConfig(

@@ -356,10 +356,13 @@ def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
             "Dice overlap of the mask with its reconstruction by an autoencoder that knows the "
             "label's shape alone; 1 is best. A rank, not an estimate of accuracy."
         ),
-        "MirrorAgreement": round(brain.seen.evidence.mirror, 4),
-        "MirrorAgreementDescription": (
-            "Dice overlap of the masks of the image and of its mirror image."
+        "MildContrastAgreement": round(brain.seen.evidence.mild, 4),
+        "MildContrastAgreementDescription": (
+            "Mean Dice overlap of the mask with those of copies of the image in mildly different "
+            "contrasts, every second one mirrored."
         ),
+        "StrongContrastAgreement": round(brain.seen.evidence.strong, 4),
+        "StrongContrastAgreementDescription": "Likewise, in strongly different contrasts.",
         "BrainVolumeMl": float(f"{volume.millilitres(brain.mask, image.affine):.5g}"),
         "WorkingVoxelSizeMm": round(brain.grid.voxel_size, 3),
         "Model": trained.card["network"],

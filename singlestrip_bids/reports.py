@@ -28,7 +28,7 @@ from .volume import Image
 
 LOG = logging.getLogger("singlestrip_bids")
 
-LOW_DICE, LOW_END, LOW_MIRROR = 0.90, 0.80, 0.90  # below these a person is asked to look
+LOW_DICE, LOW_END, LOW_AGREEMENT = 0.90, 0.80, 0.95  # below these a person is asked to look
 VOLUMES = 0.6, 1.6  # multiples of the labelled brain's outside which one is asked, too
 PICTURES = {
     "scan": ".jpg",
@@ -39,8 +39,8 @@ PICTURES = {
 }  # of a mask
 BARS = 32  # of the histogram of volumes
 NUMBERS = (
-    "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MirrorAgreement", "BrainVolumeMl",
-    "ComputeSeconds",
+    "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MildContrastAgreement",
+    "StrongContrastAgreement", "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
 
@@ -305,9 +305,8 @@ def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[
         said.append(f"The expected Dice is low ({expected:.2f}): check this mask before using it.")
     elif interval and interval[0] < LOW_END:
         said.append(f"The expected Dice is uncertain: it may be as low as {interval[0]:.2f}.")
-    mirror = fields.get("MirrorAgreement")
-    if mirror is not None and mirror < LOW_MIRROR:
-        said.append("The masks of the image and of its mirror image differ: look at both sides.")
+    if fields.get("MildContrastAgreement", 1.0) < LOW_AGREEMENT:
+        said.append("The mask is another in a slightly different contrast, or in the mirror.")
     said += _about_model(fields, card) if card else []
     said += [str(fields[name]) for name in ("Averaged", "OutOfMemory") if fields.get(name)]
     return tuple(said)

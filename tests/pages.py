@@ -10,7 +10,7 @@ from singlestrip_bids import derivatives, figures, group_report, reports
 from singlestrip_bids.config import PRESETS
 
 CARD = {
-    "format": 1,
+    "format": 2,
     "network": "round-1.safetensors",
     "self_trained": True,
     "guard": {
@@ -23,7 +23,14 @@ CARD = {
         "sample": 8,
         "failed": [],
     },
-    "calibration": {"score": 0.5, "mirror": 0.4, "constant": -0.1, "better": -0.5, "worse": 0.4},
+    "calibration": {
+        "score": 0.5,
+        "mild": 0.3,
+        "strong": 0.1,
+        "constant": -0.1,
+        "better": -0.5,
+        "worse": 0.4,
+    },
     "label": [{"scan": "sub-01/anat/sub-01_T1w.nii.gz", "mask": "m.nii.gz"}],
     "unlabelled": [],
     "voxel_size_mm": 3.73,
@@ -65,7 +72,8 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
             "ExpectedDice": expected,
             "ExpectedDiceInterval": [expected - 0.05, expected + 0.005],
             "QualityScore": expected,
-            "MirrorAgreement": 0.97,
+            "MildContrastAgreement": 0.97,
+            "StrongContrastAgreement": 0.91,
             "BrainVolumeMl": 1000.0 + 7 * n % 500,
             "ModelSHA256": "abc",
         }
@@ -99,12 +107,12 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
     for gain, name in enumerate(CARD["guard"]["standings"]):
         dices = rng.uniform(0.6, 0.9, 30) + 0.05 * gain
         copies = [
-            {"copy": n + 1, "of": of, "score": d, "mirror": d + 0.02, "dice": d}
+            {"copy": n + 1, "of": of, "score": d, "mild": d + 0.02, "strong": d - 0.1, "dice": d}
             for of in ("label", scans[0])
             for n, d in enumerate(dices)
         ]
         sample = [
-            {"scan": s, "score": d, "mirror": d, "opinion": d - 0.02, "expected": d}
+            {"scan": s, "score": d, "mild": d, "strong": d, "opinion": d - 0.02, "expected": d}
             for s, d in zip(scans, dices, strict=False)
         ]
         derivatives.write_tsv(folder / f"{name}_copies.tsv", copies)

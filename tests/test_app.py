@@ -98,7 +98,8 @@ def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):
         assert set(np.unique(np.asarray(mask.dataobj))) == {0, 1}
         card = json.loads(Path(str(masks[0]).replace(".nii.gz", ".json")).read_text())
         assert 0 <= card["QualityScore"] <= 1
-        assert 0 <= card["MirrorAgreement"] <= 1
+        assert 0 <= card["StrongContrastAgreement"] <= 1
+        assert 0 <= card["MildContrastAgreement"] <= 1
         low, high = card["ExpectedDiceInterval"]
         assert 0 <= low < high <= 1
         assert 0 <= card["ExpectedDice"] <= 1

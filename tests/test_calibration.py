@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,17 +15,17 @@ from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.volume import Conformed
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
-LINE = Calibration(score=0.4, mirror=0.7, constant=0.6, better=-0.4, worse=0.5)
+LINE = Calibration(score=0.4, mild=0.6, strong=0.2, constant=0.6, better=-0.4, worse=0.5)
 SHARES = st.floats(0, 1)
 
 
 def masks(count: int, seed: int, spread: float = 0.3) -> tuple[list[Evidence], list[float]]:
     """Evidence of random masks, and a Dice that lies about LINE."""
     rng = np.random.default_rng(seed)
-    evidence = [Evidence(*row) for row in 1 - rng.uniform(0.01, 0.4, (count, 2))]
+    evidence = [Evidence(*row) for row in 1 - rng.uniform(0.01, 0.4, (count, 3))]
     noise = rng.normal(0, spread, count)
-    seen = np.log(1 + FLOOR - np.array([[e.score, e.mirror] for e in evidence]))
-    missing = np.exp(seen @ (LINE.score, LINE.mirror) + LINE.constant + noise) - FLOOR
+    seen = np.log(1 + FLOOR - np.array([astuple(one) for one in evidence]))
+    missing = np.exp(seen @ (LINE.score, LINE.mild, LINE.strong) + LINE.constant + noise) - FLOOR
     return evidence, list(1 - np.clip(missing, 0, 1))
 
 
@@ -31,7 +33,8 @@ class TestLine:
     def test_finds_the_line(self):
         found = line_through(*masks(400, seed=0, spread=0.01))
         assert found.score == pytest.approx(LINE.score, abs=0.02)
-        assert found.mirror == pytest.approx(LINE.mirror, abs=0.02)
+        assert found.mild == pytest.approx(LINE.mild, abs=0.02)
+        assert found.strong == pytest.approx(LINE.strong, abs=0.02)
         assert found.constant == pytest.approx(LINE.constant, abs=0.05)
 
     def test_nine_of_ten_new_masks_lie_within(self):
@@ -47,29 +50,29 @@ class TestLine:
         evidence, _ = masks(60, seed=3)
         truth = list(np.random.default_rng(4).uniform(0.5, 0.95, 60))
         found = line_through(evidence, truth)
-        middle, low, high = found.expect(Evidence(0.8, 0.8))
+        middle, low, high = found.expect(Evidence(0.8, 0.8, 0.8))
         assert low < 0.6 < middle < 0.85 < high
 
     def test_contrary_evidence_is_not_turned_round(self):
         evidence, truth = masks(60, seed=5, spread=0.01)
-        upside_down = [Evidence(1 - e.score, e.mirror) for e in evidence]
+        upside_down = [replace(e, score=1 - e.score) for e in evidence]
         assert line_through(upside_down, truth).score == 0
 
     def test_perfect_masks(self):
-        found = line_through([Evidence(1, 1)] * 6, [1.0] * 6)
-        assert found.expect(Evidence(1, 1)) == pytest.approx((1, 1, 1))
+        found = line_through([Evidence(1, 1, 1)] * 6, [1.0] * 6)
+        assert found.expect(Evidence(1, 1, 1)) == pytest.approx((1, 1, 1))
 
 
 class TestExpect:
-    @given(SHARES, SHARES)
-    def test_is_a_dice_within_its_interval(self, score, mirror):
-        middle, low, high = LINE.expect(Evidence(score, mirror))
+    @given(SHARES, SHARES, SHARES)
+    def test_is_a_dice_within_its_interval(self, score, mild, strong):
+        middle, low, high = LINE.expect(Evidence(score, mild, strong))
         assert 0 <= low <= middle <= high <= 1
 
-    @given(SHARES, SHARES, SHARES)
-    def test_better_evidence_never_lowers_it(self, score, mirror, better):
-        one = LINE.expect(Evidence(score, mirror))
-        other = LINE.expect(Evidence(max(score, better), mirror))
+    @given(st.tuples(SHARES, SHARES, SHARES), st.tuples(SHARES, SHARES, SHARES))
+    def test_better_evidence_never_lowers_it(self, seen, better):
+        one = LINE.expect(Evidence(*seen))
+        other = LINE.expect(Evidence(*map(max, seen, better)))
         assert all(b >= a for a, b in zip(one, other, strict=True))
 
 
@@ -87,10 +90,10 @@ class TestLook:
     def test_no_brain_is_no_evidence(self):
         seen = look(*self.networks(-50), self.scan(), QualityConfig(slice_size=64), CPU)
         assert not seen.mask.any()
-        assert seen.evidence == Evidence(0.0, 0.0)
+        assert seen.evidence == Evidence(0.0, 0.0, 0.0)
 
     def test_everything_is_brain(self):
         seen = look(*self.networks(50), self.scan(), QualityConfig(slice_size=64), CPU)
         assert seen.mask.all()
         assert seen.probability.min() > 0.9
-        assert seen.evidence.mirror == 1
+        assert seen.evidence.mild == seen.evidence.strong == 1

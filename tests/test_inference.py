@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,7 @@ import torch
 from singlestrip_bids import runtime
 from singlestrip_bids.calibration import look
 from singlestrip_bids.config import NetworkConfig, QualityConfig
-from singlestrip_bids.inference import conform_image, look_twice, mask_from, predict
+from singlestrip_bids.inference import PAIR, conform_image, mask_from, predict, predict_and_compare
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime, as_memory_allows
@@ -114,21 +115,37 @@ def test_mask_is_the_largest_part_above_one_half_without_holes():
     assert not mask_from(np.full((4, 4, 4), 0.5, np.float32)).any()
 
 
-class TestLookTwice:
-    def test_mean_of_image_and_mirror_image(self, network):
+class TestPredictAndCompare:
+    def repainted(self, conformed: Conformed, mild: float) -> list[Conformed]:
+        """Copies in other contrasts, the second one mirrored."""
+        tables = draw_remap(CPU.generator(0), PAIR, mild)
+        image = torch.from_numpy(conformed.data)[None, None]
+        copies = []
+        for turn, table in zip((1, -1), tables.split(1), strict=True):
+            data = np.where(conformed.inside, look_up(image, table)[0, 0].numpy(), 0)[::turn]
+            copies.append(replace(conformed, data=data.copy(), inside=conformed.inside[::turn]))
+        return copies
+
+    def agreement(self, network, mask: np.ndarray, copies: list[Conformed]) -> float:
+        seen = [predict(network, copy, CPU) for copy in copies]
+        masks = [mask_from(seen[0]), mask_from(seen[1])[::-1]]
+        return float(np.mean([dice(mask, other) for other in masks]))
+
+    def test_mean_of_the_mild_copies_and_how_it_agrees_with_all(self, network):
         conformed = scan()
-        data, inside = conformed.data[::-1].copy(), conformed.inside[::-1].copy()
-        mirrored = Conformed(data, np.eye(4), inside)
-        probability, agreement = look_twice(network, conformed, CPU)
-        plain = predict(network, conformed, CPU)
-        other = predict(network, mirrored, CPU)[::-1]
-        np.testing.assert_allclose(probability, (plain + other) / 2, atol=1e-5)
-        assert agreement == dice(mask_from(plain), mask_from(other))
-        assert 0 < agreement < 1
+        probability, mild, strong = predict_and_compare(network, conformed, CPU)
+        np.testing.assert_allclose(
+            probability, predict(network, conformed, CPU, PAIR), rtol=0, atol=1e-5
+        )
+        mask = mask_from(probability)
+        for found, share in ((mild, 1.0), (strong, 0.0)):
+            expected = self.agreement(network, mask, self.repainted(conformed, share))
+            assert found == pytest.approx(expected, abs=0.02)
+        assert 0 < strong < mild < 1
 
     def test_no_agreement_without_a_mask(self, network):
         torch.nn.init.constant_(network.head.bias, -100)
-        assert look_twice(network, scan(), CPU)[1] == 0
+        assert predict_and_compare(network, scan(), CPU)[1:] == (0, 0)
 
 
 class TestFullMemory:
@@ -160,8 +177,8 @@ class TestFullMemory:
         rooms = full(times)
         after = look(*scored, CPU)
         np.testing.assert_allclose(after.probability, before.probability, atol=1e-5)
-        assert after.evidence.mirror == pytest.approx(before.evidence.mirror, abs=0.02)
-        assert rooms == [None, runtime.THIN_SLAB][: times + 1]
+        assert after.evidence.mild == pytest.approx(before.evidence.mild, abs=0.02)
+        assert rooms == [[None] * 2, [None] + [runtime.THIN_SLAB] * 2][times]
         assert bool(after.way) == bool(times)
         said = {record.getMessage() for record in caplog.records}
         assert len(said) == times

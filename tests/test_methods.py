@@ -13,9 +13,11 @@ from builders import MODEL
 
 from singlestrip_bids import bibliography, cli, derivatives, labels, methods
 from singlestrip_bids.config import PRESETS
+from singlestrip_bids.model import FORMAT
 from singlestrip_bids.reports import Row
 
 CARD = {
+    "format": FORMAT,
     "network": "round-1.safetensors",
     "self_trained": True,
     "guard": {

@@ -15,6 +15,7 @@ from singlestrip_bids.model import (
     FORMAT,
     fingerprint,
     load,
+    made_of,
     retract,
     sha256,
     write_card,
@@ -23,7 +24,14 @@ from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
-CALIBRATION = {"score": 0.4, "mirror": 0.8, "constant": 1.0, "better": -0.5, "worse": 0.6}
+CALIBRATION = {
+    "score": 0.4,
+    "mild": 0.8,
+    "strong": 0.1,
+    "constant": 1.0,
+    "better": -0.5,
+    "worse": 0.6,
+}
 METHOD = sloppy(PRESETS["quick"])
 NETWORK = "network.safetensors"
 
@@ -102,6 +110,12 @@ class TestDamage:
         change(folder, format=FORMAT + 1)
         with pytest.raises(BadData, match=f"{folder / CARD}.*newer"):
             load(folder, CPU)
+
+    def test_older_format(self, folder):
+        change(folder, format=FORMAT - 1)
+        with pytest.raises(BadData, match=f"{folder / CARD}.*older.*group level again"):
+            load(folder, CPU)
+        assert made_of(folder) == ""
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
     def test_card_that_is_not_json(self, folder, content):

@@ -84,7 +84,7 @@ CARD = {"brain_ml": 1500.0, "network": "n", "sha256": {"n": "abc"}}
 GOOD = {
     "ExpectedDice": 0.95,
     "ExpectedDiceInterval": [0.9, 0.97],
-    "MirrorAgreement": 0.97,
+    "MildContrastAgreement": 0.97,
     "BrainVolumeMl": 1400.0,
     "ModelSHA256": "abc",
 }
@@ -96,7 +96,7 @@ GOOD = {
         ({}, None),
         ({"ExpectedDice": 0.85, "ExpectedDiceInterval": [0.6, 0.9]}, "low (0.85)"),
         ({"ExpectedDiceInterval": [0.7, 0.97]}, "as low as 0.70"),
-        ({"MirrorAgreement": 0.8}, "mirror image differ"),
+        ({"MildContrastAgreement": 0.8}, "slightly different contrast"),
         ({"BrainVolumeMl": 3000.0}, "2.0 times"),
         ({"BrainVolumeMl": 600.0}, "0.4 times"),
         ({"ModelSHA256": "other"}, "Another model"),

@@ -35,7 +35,7 @@ def test_masks_copies_of_a_scan(heads, trained, tmp_path):
 def test_stages_and_the_floor(heads, trained, tmp_path):
     scan = sorted(heads.rglob("anat/*T1w.nii.gz"))[0]
     rows = speed.stages(tmp_path, scan, trained / "code/singlestrip")
-    assert [row["stage"] for row in rows][:3] == ["read", "conform", "network, twice"]
+    assert [row["stage"] for row in rows][:3] == ["read", "conform", "network, four times"]
     by_stage = {row["stage"]: row for row in rows}
     floor = by_stage["floor of the network"]
     assert floor["gflop"] > 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from singlestrip_bids import runtime, threshold
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.inference import look_twice, mask_from
+from singlestrip_bids.inference import PAIR, mask_from, predict
 from singlestrip_bids.stage import Stage
 from singlestrip_bids.synthesis import source
 from singlestrip_bids.volume import Conformed
@@ -21,8 +21,14 @@ from singlestrip_bids.volume import Conformed
 SIZE = 32
 
 
-class Bright(nn.Module):
-    """What is bright is brain: logits from -10 to 10."""
+def fading() -> np.ndarray:
+    """1 at the centre, half of it at 10 voxels."""
+    away = np.sqrt(sum((x - 15.5) ** 2 for x in np.mgrid[:SIZE, :SIZE, :SIZE]))
+    return np.clip(1 - away / 20, 0, 1).astype(np.float32)
+
+
+class Round(nn.Module):
+    """Whatever the image, brain is what is close to its centre: logits from 10 to -10."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +38,7 @@ class Bright(nn.Module):
         nn.init.constant_(self.head.bias, -10)
 
     def forward(self, image: Tensor, slab: int | None = None) -> Tensor:
-        return self.head(image)
+        return self.head(torch.from_numpy(fading()).expand_as(image))
 
 
 @pytest.fixture
@@ -43,14 +49,13 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def ball(radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """A scan that fades from its centre, half as bright at 10 voxels, and its label."""
-    away = np.sqrt(sum((x - 15.5) ** 2 for x in np.mgrid[:SIZE, :SIZE, :SIZE]))
-    return np.clip(1 - away / 20, 0, 1).astype(np.float32), away < radius
+    """A scan, and its label."""
+    return fading(), fading() > 1 - radius / 20
 
 
 def settled(stage: Stage, *radii: float) -> tuple[float, float]:
     """The threshold found, and the volume of the masks after it, as a multiple of the labels'."""
-    network, pairs = Bright(), [ball(radius) for radius in radii]
+    network, pairs = Round(), [ball(radius) for radius in radii]
     classes = torch.ones(SIZE, SIZE, SIZE)
     sources = [
         source(classes, torch.from_numpy(image), torch.from_numpy(label).float())
@@ -58,7 +63,7 @@ def settled(stage: Stage, *radii: float) -> tuple[float, float]:
     ]
     found = threshold.settle(stage, network, sources)
     seen = [Conformed(image, np.eye(4), np.ones(image.shape, bool)) for image, _ in pairs]
-    volume = sum(mask_from(look_twice(network, c, stage.runtime)[0]).sum() for c in seen)
+    volume = sum(mask_from(predict(network, c, stage.runtime, PAIR)).sum() for c in seen)
     return found, float(volume / sum(label.sum() for _, label in pairs))
 
 
