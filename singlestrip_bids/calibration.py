@@ -2,8 +2,9 @@
 
 Three things can be seen of every mask without a truth: how well the autoencoder reconstructs it,
 and how well it agrees with the masks of the image repainted in other contrasts, mildly and
-strongly. A line through them (in the logarithm of what is missing to 1) gives the expected Dice;
-the spread of the masks around it gives the interval, in the manner of conformal prediction.
+strongly. A line through the first and the mean of the others (in the logarithm of what is missing
+to 1) gives the expected Dice; the spread of the masks around it gives the interval, in the manner
+of conformal prediction.
 """
 
 from __future__ import annotations
@@ -51,31 +52,33 @@ class Calibration:
 
     Attributes
     ----------
-    score, mild, strong, constant : float
+    score, agreement, constant : float
         Line through ``log(1 - evidence)`` to ``log(1 - Dice)``; the slopes are not negative.
     better, worse : float
         Quantiles of what is left, below and above the line: the ends of the interval.
     """
 
     score: float
-    mild: float
-    strong: float
+    agreement: float
     constant: float
     better: float
     worse: float
 
     def expect(self, evidence: Evidence) -> tuple[float, float, float]:
         """Return the expected Dice and the ends of its interval, lower end first."""
-        line = float(_terms([evidence])[0] @ (self.score, self.mild, self.strong, self.constant))
+        line = float(_terms([evidence])[0] @ (self.score, self.agreement, self.constant))
         missing = [math.exp(line + shift) - FLOOR for shift in (0.0, self.worse, self.better)]
         middle, low, high = (float(np.clip(1 - value, 0, 1)) for value in missing)
         return middle, low, high
 
 
 def _terms(evidence: Sequence[Evidence]) -> NDArray[np.float64]:
-    """Rows of ``log(1 - score), log(1 - mild), log(1 - strong), 1``."""
-    seen = np.array([astuple(one) for one in evidence], dtype=float)
-    return np.column_stack([_missing(seen), np.ones(len(seen))])
+    """Rows of ``log(1 - score)``, the mean of ``log(1 - mild)`` and ``log(1 - strong)``, and 1.
+
+    With a slope for each the line heeds mild copies alone, by which it promises too little.
+    """
+    missing = _missing([astuple(one) for one in evidence])
+    return np.column_stack([missing[:, 0], missing[:, 1:].mean(axis=1), np.ones(len(missing))])
 
 
 def _missing(value: Any) -> NDArray[np.float64]:
@@ -88,7 +91,7 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
     Parameters
     ----------
     evidence : sequence of Evidence
-        Of N masks, at least five.
+        Of N masks, at least four.
     truth : sequence of float
         Their Dice.
 

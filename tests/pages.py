@@ -25,8 +25,7 @@ CARD = {
     },
     "calibration": {
         "score": 0.5,
-        "mild": 0.3,
-        "strong": 0.1,
+        "agreement": 0.4,
         "constant": -0.1,
         "better": -0.5,
         "worse": 0.4,

@@ -15,7 +15,7 @@ from singlestrip_bids.runtime import Runtime
 from singlestrip_bids.volume import Conformed
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
-LINE = Calibration(score=0.4, mild=0.6, strong=0.2, constant=0.6, better=-0.4, worse=0.5)
+LINE = Calibration(score=0.4, agreement=0.8, constant=0.6, better=-0.4, worse=0.5)
 SHARES = st.floats(0, 1)
 
 
@@ -25,7 +25,10 @@ def masks(count: int, seed: int, spread: float = 0.3) -> tuple[list[Evidence], l
     evidence = [Evidence(*row) for row in 1 - rng.uniform(0.01, 0.4, (count, 3))]
     noise = rng.normal(0, spread, count)
     seen = np.log(1 + FLOOR - np.array([astuple(one) for one in evidence]))
-    missing = np.exp(seen @ (LINE.score, LINE.mild, LINE.strong) + LINE.constant + noise) - FLOOR
+    missing = (
+        np.exp(seen @ (LINE.score, LINE.agreement / 2, LINE.agreement / 2) + LINE.constant + noise)
+        - FLOOR
+    )
     return evidence, list(1 - np.clip(missing, 0, 1))
 
 
@@ -33,8 +36,7 @@ class TestLine:
     def test_finds_the_line(self):
         found = line_through(*masks(400, seed=0, spread=0.01))
         assert found.score == pytest.approx(LINE.score, abs=0.02)
-        assert found.mild == pytest.approx(LINE.mild, abs=0.02)
-        assert found.strong == pytest.approx(LINE.strong, abs=0.02)
+        assert found.agreement == pytest.approx(LINE.agreement, abs=0.02)
         assert found.constant == pytest.approx(LINE.constant, abs=0.05)
 
     def test_nine_of_ten_new_masks_lie_within(self):

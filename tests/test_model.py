@@ -24,14 +24,7 @@ from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), bfloat16=False)
-CALIBRATION = {
-    "score": 0.4,
-    "mild": 0.8,
-    "strong": 0.1,
-    "constant": 1.0,
-    "better": -0.5,
-    "worse": 0.6,
-}
+CALIBRATION = {"score": 0.4, "agreement": 0.8, "constant": 1.0, "better": -0.5, "worse": 0.6}
 METHOD = sloppy(PRESETS["quick"])
 NETWORK = "network.safetensors"
 
