@@ -362,7 +362,10 @@ def _fields(trained: Model, brain: Brain, image: Image) -> dict[str, Any]:
             "contrasts, every second one mirrored."
         ),
         "StrongContrastAgreement": round(brain.seen.evidence.strong, 4),
-        "StrongContrastAgreementDescription": "Likewise, in strongly different contrasts.",
+        "StrongContrastAgreementDescription": (
+            "Mean Dice overlap of the mask with those of copies of the image in strongly "
+            "different contrasts, every second one mirrored."
+        ),
         "BrainVolumeMl": float(f"{volume.millilitres(brain.mask, image.affine):.5g}"),
         "WorkingVoxelSizeMm": round(brain.grid.voxel_size, 3),
         "Model": trained.card["network"],

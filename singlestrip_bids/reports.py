@@ -305,7 +305,8 @@ def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[
         said.append(f"The expected Dice is low ({expected:.2f}): check this mask before using it.")
     elif interval and interval[0] < LOW_END:
         said.append(f"The expected Dice is uncertain: it may be as low as {interval[0]:.2f}.")
-    if fields.get("MildContrastAgreement", 1.0) < LOW_AGREEMENT:
+    agreement = fields.get("MildContrastAgreement")
+    if agreement is not None and agreement < LOW_AGREEMENT:
         said.append("The mask is another in a slightly different contrast, or in the mirror.")
     said += _about_model(fields, card) if card else []
     said += [str(fields[name]) for name in ("Averaged", "OutOfMemory") if fields.get(name)]
