@@ -193,7 +193,7 @@ def precision(trained: model.Model, placed: volume.Conformed, image: volume.Imag
     }
     masks = {}
     for name, machine in ways.items():
-        seen = inference.predict(trained.network, placed, machine, inference.PAIR)
+        seen = inference.predict(trained.network, placed, machine, inference.LOOKS)
         masks[name] = volume.restore_mask(seen, placed.affine, image)
     return [
         {"stage": f"mask by {name}", "dice": round(dice(mask, masks["whole layers"]), 5)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from .runtime import Runtime, mix_seed
 from .synthesis import draw_remap, look_up
 from .volume import Conformed, Image, Mask
 
-PAIR = 2  # images in a batch, and copies of a scan whose mean is its mask
+PAIR = 2  # images in a batch
+LOOKS = 2  # copies of a scan whose mean is its mask
 
 
 @torch.inference_mode()
@@ -67,16 +68,19 @@ def predict_and_compare(
         (X, Y, Z) in [0, 1], as `predict` gives it for the mild ones; and the mean Dice of its mask
         with those of the mild copies and with those of the strong ones, 0 where one is empty.
     """
-    mild, strong = (_repaint(conformed, runtime, PAIR, mild=share) for share in (1.0, 0.0))
-    looks = list(_probabilities(network, mild + strong, conformed, runtime))
-    probability = np.mean(looks[:PAIR], axis=0)
+    copies = _repaint(conformed, runtime, LOOKS, mild=1.0)
+    looks = list(_probabilities(network, copies, conformed, runtime))
+    probability = np.mean(looks, axis=0)
     mask = mask_from(probability)
-    overlaps = [_overlap(mask, mask_from(one)) for one in looks]
-    return probability, float(np.mean(overlaps[:PAIR])), float(np.mean(overlaps[PAIR:]))
+    mild = _agreement(mask, looks)
+    copies = _repaint(conformed, runtime, LOOKS, mild=0.0)
+    return probability, mild, _agreement(mask, _probabilities(network, copies, conformed, runtime))
 
 
-def _overlap(mask: Mask, other: Mask) -> float:
-    return dice(mask, other) if mask.any() and other.any() else 0.0
+def _agreement(mask: Mask, looks: Iterable[NDArray[np.float32]]) -> float:
+    """Mean Dice of a mask with those of some probabilities, 0 for one that is empty."""
+    others = map(mask_from, looks)
+    return float(np.mean([dice(mask, m) if mask.any() and m.any() else 0.0 for m in others]))
 
 
 def _repaint(conformed: Conformed, runtime: Runtime, copies: int, mild: float) -> list[Tensor]:

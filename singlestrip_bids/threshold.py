@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .inference import PAIR, predict
+from .inference import LOOKS, predict
 from .masks import clean
 from .networks import UNet
 from .runtime import as_memory_allows
@@ -68,5 +68,5 @@ def _probability(stage: Stage, network: UNet, source: Source) -> NDArray[np.floa
     data, classes = (volume[0, 0].cpu().numpy() for volume in (source.image, source.classes))
     conformed = Conformed(data, np.eye(4), classes > 0)
     return as_memory_allows(
-        lambda machine: predict(network, conformed, machine, PAIR), stage.runtime.rungs()
+        lambda machine: predict(network, conformed, machine, LOOKS), stage.runtime.rungs()
     )

@@ -11,7 +11,13 @@ import torch
 from singlestrip_bids import runtime
 from singlestrip_bids.calibration import look
 from singlestrip_bids.config import NetworkConfig, QualityConfig
-from singlestrip_bids.inference import PAIR, conform_image, mask_from, predict, predict_and_compare
+from singlestrip_bids.inference import (
+    LOOKS,
+    conform_image,
+    mask_from,
+    predict,
+    predict_and_compare,
+)
 from singlestrip_bids.metrics import dice
 from singlestrip_bids.networks import Autoencoder, UNet
 from singlestrip_bids.runtime import Runtime, as_memory_allows
@@ -118,7 +124,7 @@ def test_mask_is_the_largest_part_above_one_half_without_holes():
 class TestPredictAndCompare:
     def repainted(self, conformed: Conformed, mild: float) -> list[Conformed]:
         """Copies in other contrasts, the second one mirrored."""
-        tables = draw_remap(CPU.generator(0), PAIR, mild)
+        tables = draw_remap(CPU.generator(0), LOOKS, mild)
         image = torch.from_numpy(conformed.data)[None, None]
         copies = []
         for turn, table in zip((1, -1), tables.split(1), strict=True):
@@ -135,7 +141,7 @@ class TestPredictAndCompare:
         conformed = scan()
         probability, mild, strong = predict_and_compare(network, conformed, CPU)
         np.testing.assert_allclose(
-            probability, predict(network, conformed, CPU, PAIR), rtol=0, atol=1e-5
+            probability, predict(network, conformed, CPU, LOOKS), rtol=0, atol=1e-5
         )
         mask = mask_from(probability)
         for found, share in ((mild, 1.0), (strong, 0.0)):

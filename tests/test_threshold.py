@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from singlestrip_bids import runtime, threshold
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.frame import Frame
-from singlestrip_bids.inference import PAIR, mask_from, predict
+from singlestrip_bids.inference import LOOKS, mask_from, predict
 from singlestrip_bids.stage import Stage
 from singlestrip_bids.synthesis import source
 from singlestrip_bids.volume import Conformed
@@ -63,7 +63,7 @@ def settled(stage: Stage, *radii: float) -> tuple[float, float]:
     ]
     found = threshold.settle(stage, network, sources)
     seen = [Conformed(image, np.eye(4), np.ones(image.shape, bool)) for image, _ in pairs]
-    volume = sum(mask_from(predict(network, c, stage.runtime, PAIR)).sum() for c in seen)
+    volume = sum(mask_from(predict(network, c, stage.runtime, LOOKS)).sum() for c in seen)
     return found, float(volume / sum(label.sum() for _, label in pairs))
 
 
