@@ -1,4 +1,4 @@
-"""Draw the figures of docs/accuracy.md from the results that the benchmarks left.
+"""Draw the figures of the docs from the results that the benchmarks left.
 
 Usage: ``python -m benchmarks.charts [benchmarks/results] [docs/figures]``. Colours are those of
 Okabe & Ito, which colour-blind people can tell apart; every set has a marker of its own, too.
@@ -171,7 +171,7 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw all figures whose results are there."""
-    parser = argparse.ArgumentParser(description="Draw the figures of docs/accuracy.md.")
+    parser = argparse.ArgumentParser(description="Draw the figures of the docs.")
     parser.add_argument("results", type=Path, nargs="?", default=Path("benchmarks/results"))
     parser.add_argument("out", type=Path, nargs="?", default=Path("docs/figures"))
     args = parser.parse_args(argv)
