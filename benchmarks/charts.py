@@ -34,7 +34,7 @@ def heads(results: Path) -> Figure:
     """Draw the real heads, by contrast: the app, SL-1 alone and other tools."""
     ours = read(results, "heads-quick-expected")["scans"]
     before = read(results, "heads-quick")["sl1_alone"]["scans"]
-    finer = read(results, "heads-standard")["scans"]
+    finer = read(results, "heads-standard-network")["scans"]
     others = read(results, "heads-peers")["rows"]
     scored = {row["scan"] for row in others}
     sets: dict[str, Rows] = {
@@ -43,7 +43,7 @@ def heads(results: Path) -> Figure:
         "ANTs 2 mm, the same label": [row for row in others if row["tool"] == "ants-2mm"],
         "deepbet, 568 labels": [row for row in others if row["tool"] == "deepbet"],
         "niimath, no label": [row for row in others if row["tool"] == "niimath"],
-        "singlestrip-bids standard, 1,000 steps": [r for r in finer if r["scan"] in scored],
+        "singlestrip-bids standard, 4,000 steps": [r for r in finer if r["scan"] in scored],
     }
     contrasts = ("T1w", "T2w", "FLAIR")
     figure, axes = _figure(8, 3.4)
