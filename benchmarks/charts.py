@@ -21,6 +21,7 @@ Rows = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 SKY = "#56B4E9"
+UNDERCUT = "sub-21"  # of the real heads: its references leave out part of the brain
 STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (SKY, "P"))
 
 
@@ -31,7 +32,7 @@ def read(results: Path, name: str) -> dict[str, Any]:
 
 
 def heads(results: Path) -> Figure:
-    """Draw the real heads, by contrast: the app, SL-1 alone and other tools."""
+    """Draw the real heads, by contrast, those with undercutting references apart."""
     ours = read(results, "heads-quick-expected")["scans"]
     before = read(results, "heads-quick")["sl1_alone"]["scans"]
     finer = read(results, "heads-standard-network")["scans"]
@@ -45,16 +46,20 @@ def heads(results: Path) -> Figure:
         "niimath, no label": [row for row in others if row["tool"] == "niimath"],
         "singlestrip-bids standard, 4,000 steps": [r for r in finer if r["scan"] in scored],
     }
-    contrasts = ("T1w", "T2w", "FLAIR")
+    groups = ("T1w", "T2w", "FLAIR", UNDERCUT)
     figure, axes = _figure(8, 3.4)
     for place, (label, rows) in enumerate(sets.items()):
-        _strip(axes, [[r["dice"] for r in rows if r["contrast"] == c] for c in contrasts],
+        _strip(axes, [[r["dice"] for r in rows if _group(r) == g] for g in groups],
                place, len(sets), label)  # fmt: skip
-    axes.set_yticks(range(len(contrasts)), contrasts)
+    axes.set_yticks(range(len(groups)), [*groups[:-1], f"{UNDERCUT}, all"])
     axes.invert_yaxis()
     axes.set_xlabel("Dice with the reference; the bar is the mean")
     _legend(axes)
     return figure
+
+
+def _group(row: dict[str, Any]) -> str:
+    return UNDERCUT if row["scan"].startswith(UNDERCUT) else row["contrast"]
 
 
 def species(results: Path) -> Figure:
