@@ -1,1 +1,1 @@
-"""Phantom heads with known brain masks, and the scoring of predictions against them."""
+"""What is measured: accuracy, time, memory, and the figures of the docs."""

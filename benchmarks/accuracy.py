@@ -29,12 +29,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import singlestrip_bids
 from benchmarks import peers, qc, record, score
-from singlestrip_bids import cli, derivatives, model, runtime
+from singlestrip_bids import cli
+from singlestrip_bids.bids.derivatives import Derivatives
+from singlestrip_bids.bids.label import find_label
+from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.errors import SingleStripError
-from singlestrip_bids.inputs import find_scans
-from singlestrip_bids.labelled import find_label
 
 SHARED = ("autoencoder.safetensors", "sl1.safetensors")  # taken over if the fingerprints agree
 
@@ -122,9 +124,9 @@ def _truth(dataset: Path) -> Path:
 
 def _share(fold: Path, folder: Path) -> None:
     """Take the first networks over from another arm; the app uses them if they are the same."""
-    target = derivatives.model_dir(folder)
+    target = Derivatives(folder).model_dir
     for other in sorted(fold.glob("*")):
-        source = derivatives.model_dir(other)
+        source = Derivatives(other).model_dir
         if other != folder and all((source / name).is_file() for name in SHARED):
             target.mkdir(parents=True, exist_ok=True)
             for name in SHARED:
@@ -142,9 +144,8 @@ def _best(config: dict[str, Any], arm: str, dataset: Path, fold: Path) -> list[s
     way = config.get("best", {}).get(arm)
     if way is None:
         return []
-    machine = runtime.start("auto", None)
-    trained = model.load(derivatives.model_dir(_folder(fold, way["of"])), machine)
-    rows = qc.judge(trained, dataset, machine, config["pool"])
+    trained = singlestrip_bids.load_model(Derivatives(_folder(fold, way["of"])).model_dir)
+    rows = qc.judge(trained, dataset, config["pool"])
     rows.sort(key=lambda row: -row[way["by"]])
     return [row["scan"].split("/")[0].removeprefix("sub-") for row in rows[: way["k"]]]
 

@@ -19,9 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.dataset import Matrix, acquire, write_descriptions, write_image, write_mask
-from benchmarks.head import BACKGROUND, Array, waves
-from singlestrip_bids.volume import clean
+from singlestrip_bids.demo.dataset import (
+    Matrix,
+    acquire,
+    write_descriptions,
+    write_image,
+    write_mask,
+)
+from singlestrip_bids.demo.head import BACKGROUND, waves
+from singlestrip_bids.image.masks import clean
+from singlestrip_bids.image.resampling import Array
 
 Labels = NDArray[np.int16]
 

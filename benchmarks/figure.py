@@ -1,7 +1,7 @@
 """Draw the method with the pictures of a finished demonstration, for the README.
 
-Usage: ``python -m benchmarks.figure DEMO OUT.png``, after ``python -m benchmarks.demo DEMO``. All
-heads are generated: no person was scanned.
+Usage: ``python -m benchmarks.figure DEMO OUT.png``, after ``python -m singlestrip_bids.demo
+DEMO``. All heads are painted: no person was scanned.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from scipy import ndimage
 
 from benchmarks.mosaic import pairs
 from benchmarks.mosaic import volume as canonical
-from singlestrip_bids import model, runtime, volume
-from singlestrip_bids.config import PRESETS, NetworkConfig, SynthesisConfig
-from singlestrip_bids.derivatives import model_dir, read_json, sidecar_path
-from singlestrip_bids.figures import OUTLINE, SECOND
-from singlestrip_bids.frame import Frame
-from singlestrip_bids.inputs import Scan, find_scans
-from singlestrip_bids.labels import CLASSES
-from singlestrip_bids.ranking import masks_of
-from singlestrip_bids.stage import Stage
-from singlestrip_bids.synthesis import Source, training_batch
+from singlestrip_bids import load_model
+from singlestrip_bids.bids.derivatives import Derivatives, sidecar_path
+from singlestrip_bids.bids.scans import Scan, find_scans
+from singlestrip_bids.config import PRESETS, SynthesisConfig
+from singlestrip_bids.errors import SingleStripError
+from singlestrip_bids.image.grid import conform
+from singlestrip_bids.machine.files import read_json, read_tsv
+from singlestrip_bids.method import model
+from singlestrip_bids.method.classes import CLASSES, Source
+from singlestrip_bids.method.pseudolabels import masks_of
+from singlestrip_bids.method.synthesis import training_batch
+from singlestrip_bids.method.trainer import Trainer
+from singlestrip_bids.report.figures import OUTLINE, SECOND
 
 WIDTH, HEIGHT, DPI = 10.0, 6.0, 170  # inches, pixels an inch
 GROUND, INK, SOFT, LINE = "#14181d", "#f0f3f6", "#aab4bf", "#6b7785"
@@ -146,43 +149,37 @@ def final(scan: Path, mask: Path, plane: int) -> list[NDArray]:
 
 
 def examples(
-    sources: Sequence[Source], stage: Stage, ranges: SynthesisConfig, count: int
+    sources: Sequence[Source], trainer: Trainer, ranges: SynthesisConfig, count: int
 ) -> list[list[NDArray]]:
     """Make training images as the app does, and cut a slice of each and of its target."""
     found = []
     for number in range(count):
         chosen = [sources[number % len(sources)]]
-        generator = stage.runtime.generator(7, number)
-        image, target = training_batch(generator, chosen, stage.method.size, ranges)
+        generator = trainer.runtime.generator(7, number)
+        image, target = training_batch(generator, chosen, trainer.method.size, ranges)
         brain = target[0, 0].numpy() > 0.5
-        sizes = [stage.frame.voxel_size] * 3
+        sizes = [trainer.frame.grid.voxel_size] * 3
         found.append(cut(image[0, 0].numpy(), [brain], sizes, (0, 2, 1)[number % 3]))
     return found
 
 
-def start(out: Path) -> Stage:
+def start(out: Path) -> Trainer:
     """Find what a demonstration has left."""
-    folder = model_dir(out)
-    card = model.read_card(folder)
-    if card is None:
-        raise SystemExit(f"{folder}: no model; run python -m benchmarks.demo first.")
-    shape = card["method"]["network"]
-    network = NetworkConfig(**{**shape, "features": tuple(shape["features"])})
-    method = replace(PRESETS["quick"], size=card["method"]["size"], network=network)
-    lengths = card["brain_ml"], card["head_width"]
-    frame = Frame(card["voxel_size_mm"], method.size, method.network.multiple, *lengths)
-    return Stage(folder, folder / "work", method, frame, runtime.start("cpu", None))
+    trained = load_model(Derivatives(out).model_dir, device="cpu")
+    grid, network = trained.frame.grid, trained.network.config
+    method = replace(PRESETS["quick"], size=grid.size, network=network)
+    work = trained.folder / "work"
+    return Trainer(trained.folder, work, method, trained.frame, trained.runtime)
 
 
-def label_source(stage: Stage, scan: Scan, mask: Path) -> Source:
+def label_source(trainer: Trainer, scan: Scan, mask: Path) -> Source:
     """Fit the classes of the labelled scan, as the group level does."""
     image = nib.load(mask)
-    grid = stage.frame.voxel_size, stage.frame.size, stage.frame.multiple
-    placed = volume.conform(np.asarray(image.dataobj), image.affine, *grid)
-    return stage.source(stage.conform(scan), placed.data)
+    placed = conform(np.asarray(image.dataobj), image.affine, trainer.frame.grid)
+    return trainer.source(trainer.conform(scan), placed.data)
 
 
-def draw_first_row(sheet: Sheet, stage: Stage, label: Source, scan: Path, mask: Path) -> None:
+def draw_first_row(sheet: Sheet, trainer: Trainer, label: Source, scan: Path, mask: Path) -> None:
     """From the label to the first network."""
     edge, small = EDGE[0], 0.81
     sheet.heading(0.4, HEADINGS[0], 1, "One label", "a reader's mask of one scan")
@@ -192,11 +189,11 @@ def draw_first_row(sheet: Sheet, stage: Stage, label: Source, scan: Path, mask: 
     sheet.heading(2.6, HEADINGS[0], 2, "Class map", "intensity mixtures, in and out")
     classes = label.classes[0, 0].numpy() / (CLASSES - 1)
     inside = label.mask[0, 0].numpy() > 0.5
-    sizes = [stage.frame.voxel_size] * 3
+    sizes = [trainer.frame.grid.voxel_size] * 3
     sheet.picture((2.6, TOP, edge), cut(classes, [inside], sizes, 0)[0], (), "viridis")
     sheet.arrow((4.4, TOP + edge / 2), (4.72, TOP + edge / 2))
     sheet.heading(4.8, HEADINGS[0], 3, "Synthetic images", "random shape, contrast and artefacts")
-    made = examples([label], stage, stage.method.synthesis, 6)
+    made = examples([label], trainer, trainer.method.synthesis, 6)
     for number, (data, target) in enumerate(made):
         row, column = divmod(number, 3)
         place = (4.8 + column * 0.91, TOP + (1 - row) * 0.91, small)
@@ -207,26 +204,26 @@ def draw_first_row(sheet: Sheet, stage: Stage, label: Source, scan: Path, mask: 
 
 
 def draw_second_row(
-    sheet: Sheet, stage: Stage, ranked: Sequence[tuple[Scan, dict[str, str]]]
+    sheet: Sheet, trainer: Trainer, ranked: Sequence[tuple[Scan, dict[str, str]]]
 ) -> list[Source]:
-    """Pseudo-masks and their ranking; return sources of those that are shown."""
+    """Pseudo-labels and their ranking; return sources of those that are shown."""
     sheet.heading(
-        0.4, HEADINGS[1], 5, "Pseudo-masks, ranked", "two guesses of every unlabelled scan"
+        0.4, HEADINGS[1], 5, "Pseudo-labels, ranked", "two guesses of every unlabelled scan"
     )
     kept, edge = [], EDGE[1]
     for place, (scan, row) in enumerate(ranked):
-        conformed, masks = stage.conform(scan), masks_of(stage, scan, "round-1")
-        sizes = [stage.frame.voxel_size] * 3
-        drawn = cut(conformed.data, [masks["mask"], masks["carried"]], sizes, (2, 0, 1)[place])
+        conformed, masks = trainer.conform(scan), masks_of(trainer, scan, "round-1")
+        sizes = [trainer.frame.grid.voxel_size] * 3
+        drawn = cut(conformed.data, [masks["mask"], masks["propagated"]], sizes, (2, 0, 1)[place])
         left = 0.4 + place * (edge + 0.06)
         outlines = [(drawn[2], SECOND), (drawn[1], OUTLINE)]
         sheet.picture((left, BOTTOM, edge), drawn[0], outlines)
         shape, agreement = (f"{float(row[key]):.3f}"[1:] for key in ("score", "agreement"))
         sheet.text(left, BOTTOM - 0.06, f"shape {shape}\nagreement {agreement}", 8)
-        kept.append(stage.source(conformed, masks["mask"]))
+        kept.append(trainer.source(conformed, masks["mask"]))
     for line, words in enumerate(
         (
-            "Blue: the label, registered. Orange: its consensus with SL-1's mask.",
+            "Blue: the label, propagated. Orange: its consensus with SL-1's mask.",
             "Shape: overlap with the mask as an autoencoder rebuilds it.",
         )
     ):
@@ -235,13 +232,13 @@ def draw_second_row(
 
 
 def draw_end(
-    sheet: Sheet, stage: Stage, kept: list[Source], best: Sequence[tuple[Path, Path]]
+    sheet: Sheet, trainer: Trainer, kept: list[Source], best: Sequence[tuple[Path, Path]]
 ) -> None:
     """Fine-tuning and the final masks."""
     edge, middle = EDGE[1], BOTTOM + EDGE[1] / 2
     sheet.arrow((4.42, middle), (4.72, middle))
-    sheet.heading(4.8, HEADINGS[1], 6, "Fine-tuned", "on the best of them, repainted")
-    made = examples(kept, stage, stage.method.finetuning_synthesis, 3)
+    sheet.heading(4.8, HEADINGS[1], 6, "Fine-tuned", "on the best, intensities remapped")
+    made = examples(kept, trainer, trainer.method.finetuning_synthesis, 3)
     for number, (data, target) in enumerate(made):
         sheet.picture((4.8, BOTTOM + 0.44 * (2 - number), 0.4), data, [(target, OUTLINE)])
     sheet.network(5.32, middle - 0.5)
@@ -261,22 +258,22 @@ def draw_end(
 
 def draw(bids_dir: Path, masks: Path, out: Path) -> None:
     """Write the figure of a dataset and its masks."""
-    stage = start(masks)
+    trainer = start(masks)
     scans = {scan.relative: scan for scan in find_scans(bids_dir, ("T1w", "T2w"), ())}
-    card = read_json(stage.folder / model.CARD)
+    card = read_json(trainer.folder / model.CARD)
     origin = scans[card["label"][0]["scan"]]
     truth = next(bids_dir.rglob(card["label"][0]["mask"]))
-    target = label_source(stage, origin, truth)
-    rows = sorted(model.read_table(stage.folder, "scores"), key=_rank, reverse=True)
+    target = label_source(trainer, origin, truth)
+    rows = sorted(read_tsv(trainer.folder / "scores.tsv"), key=_rank, reverse=True)
     shown = [rows[0], rows[len(rows) // 2], rows[-1]]
     sheet = Sheet()
-    draw_first_row(sheet, stage, target, origin.path, truth)
+    draw_first_row(sheet, trainer, target, origin.path, truth)
     level = (HEADINGS[1] + TOP) / 2
     sheet.page.plot((8.7, 8.7, 1.0), (TOP + 0.3, level, level), color=SOFT, lw=1.6)
     sheet.arrow((1.0, level), (1.0, HEADINGS[1]))
-    kept = draw_second_row(sheet, stage, [(scans[row["scan"]], row) for row in shown])
+    kept = draw_second_row(sheet, trainer, [(scans[row["scan"]], row) for row in shown])
     last = {name.rsplit("_")[-1]: (scan, mask) for name, scan, mask in pairs(bids_dir, masks)}
-    draw_end(sheet, stage, kept, [last["T1w"], last["T2w"]])
+    draw_end(sheet, trainer, kept, [last["T1w"], last["T2w"]])
     stream = io.BytesIO()
     sheet.figure.savefig(stream, dpi=DPI)
     picture = Image.open(stream).quantize(
@@ -292,10 +289,14 @@ def _rank(row: dict[str, str]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(description="Draw the method from a demonstration.")
-    parser.add_argument("demo", type=Path, help="folder of python -m benchmarks.demo")
+    parser.add_argument("demo", type=Path, help="folder of python -m singlestrip_bids.demo")
     parser.add_argument("out", type=Path, help="PNG to write")
     args = parser.parse_args(argv)
-    draw(args.demo / "bids", args.demo / "singlestrip", args.out)
+    try:
+        draw(args.demo / "bids", args.demo / "singlestrip", args.out)
+    except SingleStripError as error:
+        print(f"figure: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -22,8 +22,9 @@ import torch
 from benchmarks import pace, record
 from benchmarks.speed import table
 from singlestrip_bids.config import PRESETS
-from singlestrip_bids.group import segmentation_loss
-from singlestrip_bids.runtime import OUT_OF_MEMORY, Runtime, start
+from singlestrip_bids.machine.runtime import OUT_OF_MEMORY, Runtime, start
+from singlestrip_bids.method.losses import segmentation_loss
+from singlestrip_bids.method.slabs import forward_in_slabs
 
 Row = dict[str, Any]
 
@@ -57,7 +58,14 @@ def masking(machine: Runtime, preset: str, batch: int, compiled: bool, repeats: 
     """Time images through the network, the copy to the device included: the least of several."""
     network, _, method = pace.task(preset, machine)
     network.eval()
-    run: Callable[..., torch.Tensor] = torch.compile(network) if compiled else network
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        if machine.slab is not None:
+            return forward_in_slabs(network, image, machine.slab)
+        logits: torch.Tensor = network(image)
+        return logits
+
+    run = torch.compile(forward) if compiled else forward
     images = torch.rand(batch, 1, *[method.size] * 3)
     seconds = {}
     for name, given in {"": images, "pinned_": _pinned(images, machine)}.items():
@@ -65,7 +73,7 @@ def masking(machine: Runtime, preset: str, batch: int, compiled: bool, repeats: 
         for _ in range(repeats + 1):  # the first one warms up
             began = time.monotonic()
             with machine.autocast():
-                run(given.to(machine.device, non_blocking=True), machine.slab).float().cpu()
+                run(given.to(machine.device, non_blocking=True)).float().cpu()
             took.append(time.monotonic() - began)
         seconds[f"{name}s_per_image"] = round(min(took[1:]) / batch, 5)
     return {"compiled": compiled, **seconds}

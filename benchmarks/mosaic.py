@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.score import SUFFIX
-from singlestrip_bids.derivatives import read_json
+from singlestrip_bids.machine.files import read_json
 
 FRACTIONS = (0.3, 0.5, 0.7)
 

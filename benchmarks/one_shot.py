@@ -1,8 +1,8 @@
-"""One-shot segmentation: register the labelled scan to another with ANTs, carry its mask over.
+"""One-shot segmentation: register the labelled scan to another with ANTs, propagate its mask.
 
 Usage: ``python -m benchmarks.one_shot LABEL LABEL_MASK SCAN MASK MM``. Both scans are brought to
 voxels of MM mm for the registration (antsRegistrationSyNQuick: rigid, affine, symmetric
-diffeomorphic, by mutual information); the mask is carried straight to the scan's own grid.
+diffeomorphic, by mutual information); the mask goes straight to the scan's own grid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 
 
-def carry(label: Path, label_mask: Path, scan: Path, mm: float) -> np.ndarray:
+def propagate(label: Path, label_mask: Path, scan: Path, mm: float) -> np.ndarray:
     """Return the labelled brain on the grid of another scan.
 
     Parameters
@@ -43,12 +43,12 @@ def carry(label: Path, label_mask: Path, scan: Path, mm: float) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the mask."""
-    parser = argparse.ArgumentParser(description="Carry one label over by ANTs.")
+    parser = argparse.ArgumentParser(description="Propagate one label by ANTs.")
     for name in ("label", "label_mask", "scan", "mask"):
         parser.add_argument(name, type=Path)
     parser.add_argument("mm", type=float, help="voxel size of the registration")
     args = parser.parse_args(argv)
-    mask = carry(args.label, args.label_mask, args.scan, args.mm)
+    mask = propagate(args.label, args.label_mask, args.scan, args.mm)
     nib.save(nib.Nifti1Image(mask.astype(np.uint8), nib.load(args.scan).affine), args.mask)
     return 0
 

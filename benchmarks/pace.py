@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from singlestrip_bids import processes
 from singlestrip_bids.config import PRESETS, MethodConfig
-from singlestrip_bids.group import segmentation_loss
-from singlestrip_bids.losses import soft_dice
-from singlestrip_bids.networks import UNet
-from singlestrip_bids.runtime import Runtime, start
-from singlestrip_bids.synthesis import Source, source, training_batch
-from singlestrip_bids.training import fit
+from singlestrip_bids.machine import processes
+from singlestrip_bids.machine.runtime import Runtime, start
+from singlestrip_bids.method.classes import Source, source
+from singlestrip_bids.method.losses import segmentation_loss, soft_dice
+from singlestrip_bids.method.networks import UNet
+from singlestrip_bids.method.synthesis import training_batch
+from singlestrip_bids.method.training import fit
 
 Row = dict[str, Any]
 

@@ -27,10 +27,18 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks import record, score
-from singlestrip_bids import derivatives, volume
+from singlestrip_bids.bids.derivatives import (
+    BIDS_VERSION,
+    Derivatives,
+    bids_uri,
+    provenance,
+    sidecar_path,
+)
+from singlestrip_bids.bids.label import Label, find_label
+from singlestrip_bids.bids.scans import Scan, find_scans
 from singlestrip_bids.errors import SingleStripError
-from singlestrip_bids.inputs import Scan, find_scans
-from singlestrip_bids.labelled import Label, find_label
+from singlestrip_bids.image import nifti
+from singlestrip_bids.machine import files
 
 LIMIT_S = 3600  # a tool that needs longer for a scan has failed
 
@@ -81,10 +89,10 @@ class Tool:
         return None
 
 
-_CARRY = ("python", "-m", "benchmarks.one_shot", "{label}", "{label_mask}", "{scan}", "{mask}")
+_ONE_SHOT = ("python", "-m", "benchmarks.one_shot", "{label}", "{label_mask}", "{scan}", "{mask}")
 TOOLS: dict[str, Tool] = {
-    "ants-2mm": Tool("antspyx", (*_CARRY, "2")),
-    "ants-1mm": Tool("antspyx", (*_CARRY, "1")),
+    "ants-2mm": Tool("antspyx", (*_ONE_SHOT, "2")),
+    "ants-1mm": Tool("antspyx", (*_ONE_SHOT, "1")),
     "deepbet": Tool(
         "deepbet", ("deepbet-cli", "-i", "{scan}", "-o", "{folder}/brain.nii.gz", "-m", "{mask}")
     ),
@@ -162,7 +170,7 @@ def mask_and_score(
     """
     _describe(tool, label, folder)
     failed: dict[str, str] = {}
-    masks = [derivatives.mask_path(folder, scan) for scan in scans]
+    masks = [Derivatives(folder).mask(scan) for scan in scans]
     stems = [path.name.removesuffix(score.SUFFIX) for path in masks]
     for scan, path, stem in zip(scans, masks, stems, strict=True):
         if path.is_file():
@@ -175,8 +183,8 @@ def mask_and_score(
             print(f"{name}: {scan.name} failed: {failed[stem]}", flush=True)
     rows = [score.jsonable(row) for row in score.score(folder, references) if row.scan in stems]
     for row in rows:
-        sidecar = derivatives.sidecar_path(masks[stems.index(row["scan"])])
-        said = derivatives.read_json(sidecar) if sidecar.is_file() else {}
+        sidecar = sidecar_path(masks[stems.index(row["scan"])])
+        said = files.read_json(sidecar) if sidecar.is_file() else {}
         row["processor_seconds"] = said.get("ProcessorSeconds")
         if row["dice"] is None:
             row |= {"dice": 0.0, "error": failed.get(row["scan"], row["error"])}
@@ -185,20 +193,20 @@ def mask_and_score(
 
 def _mask(tool: Tool, scan: Scan, label: Label | None, path: Path) -> None:
     """Let a tool mask one scan, and write its mask under the name that the app would give it."""
-    image = volume.load(scan.path)
+    image = nifti.load(scan.path)
     with tempfile.TemporaryDirectory() as folder:
         places = {"folder": folder, "scan": f"{folder}/scan.nii", "mask": f"{folder}/mask.nii.gz"}
         _save(image, places["scan"])
         if label and tool.uses_label:
             places |= {"label": f"{folder}/label.nii", "label_mask": str(label.mask)}
-            _save(volume.load(label.scan.path), places["label"])
+            _save(nifti.load(label.scan.path), places["label"])
         try:
             took = _call([part.format(**places) for part in tool.command], Path(folder))
-            mask = volume.load_mask(Path(places["mask"]), image)
+            mask = nifti.load_mask(Path(places["mask"]), image)
         except (SingleStripError, RuntimeError) as error:
             raise RuntimeError(str(error).replace(f"{folder}/", "")) from error
-    derivatives.write_json(derivatives.sidecar_path(path), derivatives.sidecar(scan, took))
-    derivatives.write_mask(path, mask, image.nifti)
+    files.write_json(sidecar_path(path), {"Type": "Brain", **provenance(scan), **took})
+    nifti.save(path, nifti.mask_image(mask, image.nifti))
 
 
 def _call(command: Sequence[str], folder: Path) -> dict[str, float]:
@@ -235,7 +243,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def _save(image: volume.Image, path: str) -> None:
+def _save(image: nifti.Image, path: str) -> None:
     """Write a volume uncompressed, with the geometry of its header; its minimum becomes 0.
 
     niimath sets what is not brain to the minimum, so that its mask is what is above 0.
@@ -250,20 +258,20 @@ def _describe(tool: Tool, label: Label | None, folder: Path) -> None:
     """Say in the dataset how its masks are made; refuse to mix them with others."""
     how = " ".join(tool.command)
     if label and tool.uses_label:
-        how += f", label {derivatives.bids_uri(label.scan)}, {label.mask.name}"
+        how += f", label {bids_uri(label.scan)}, {label.mask.name}"
     package, version = tool.version().split()
     description = {
         "Name": f"Brain masks by {package}",
-        "BIDSVersion": derivatives.BIDS_VERSION,
+        "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": package, "Version": version, "Description": how}],
     }
     path = folder / "dataset_description.json"
-    if path.is_file() and derivatives.read_json(path) != description:
+    if path.is_file() and files.read_json(path) != description:
         raise RuntimeError(
             f"{folder}: masks of another version, call or label; remove it, or choose another OUT"
         )
-    derivatives.write_json(path, description)
+    files.write_json(path, description)
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -1,11 +1,9 @@
 """Which judgements without a truth tell good masks from bad ones.
 
-Usage: ``python -m benchmarks.qc DATASET MODEL... --out RESULTS [--spoilt SPOILT]``. Every model (a
+Usage: ``python -m benchmarks.qc DATASET MODEL... --out RESULTS``. Every model (a
 ``code/singlestrip`` folder, one for each fold) masks the scans that have a truth in
-``<DATASET>-truth``, apart from its own label, and those of a dataset made by `benchmarks.spoil`.
-Each mask is judged in several ways, the judgements are compared with the true Dice on the model's
-grid, and RESULTS.json and RESULTS.md are written. With ``--autoencoders`` those of
-`benchmarks.shapes` are trained on each label's mask, and judge too.
+``<DATASET>-truth``, apart from its own label. Each mask is judged in several ways, the judgements
+are compared with the true Dice on the model's grid, and RESULTS.json and RESULTS.md are written.
 """
 
 from __future__ import annotations
@@ -26,18 +24,19 @@ from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import shapes
 from benchmarks.record import facts, line, write
-from singlestrip_bids import derivatives, model, runtime, volume
-from singlestrip_bids.calibration import Evidence, Look, line_through, look
+from singlestrip_bids import load_model
+from singlestrip_bids.bids.derivatives import Derivatives
+from singlestrip_bids.bids.scans import Scan, find_scans
 from singlestrip_bids.config import ALL_MODALITIES
-from singlestrip_bids.inference import mask_from, predict
-from singlestrip_bids.inputs import Scan, find_scans
-from singlestrip_bids.metrics import dice
-from singlestrip_bids.model import Model
-from singlestrip_bids.runtime import Runtime
-from singlestrip_bids.trials import LABEL
-from singlestrip_bids.volume import Conformed, Mask
+from singlestrip_bids.image import nifti
+from singlestrip_bids.image.grid import Conformed, conform
+from singlestrip_bids.image.masks import Mask, dice, millilitres
+from singlestrip_bids.machine import files
+from singlestrip_bids.method.expected_dice import Evidence, Segmentation, line_through, segment
+from singlestrip_bids.method.guard import LABEL
+from singlestrip_bids.method.inference import mask_from, predict
+from singlestrip_bids.method.model import Model
 
 GOOD = 0.9  # Dice
 COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in degrees
@@ -46,25 +45,17 @@ JUDGES = {
     "autoencoder": "reconstruction Dice of the 2D autoencoder, as published",
     "calibrated": "the same, calibrated on corrupted copies of the label",
     "mirror": "Dice of the masks of the image and of its mirror image",
-    "mild": "mean Dice with the masks of two mildly repainted copies, one of them mirrored",
-    "strong": "the same with strongly repainted ones",
+    "mild": "mean Dice with the masks of two mildly remapped copies, one of them mirrored",
+    "strong": "the same with strongly remapped ones",
     "expected": "expected Dice, from the autoencoder and both kinds of copies",
     "tta": "median Dice of ten turned, scaled copies with their median, as published",
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
     "whole": "share of the largest component",
-    "three planes": "reconstruction Dice of the 2D autoencoder, mean of axial, coronal, sagittal",
-    "3D": "reconstruction Dice of a 3D autoencoder",
 }
 
 
-def judge(
-    trained: Model,
-    dataset: Path,
-    machine: Runtime,
-    subjects: Sequence[str] = (),
-    others: Mapping[str, shapes.Judge] | None = None,
-) -> list[dict[str, Any]]:
+def judge(trained: Model, dataset: Path, subjects: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Mask and judge all scans of a dataset with one model.
 
     Parameters
@@ -75,8 +66,6 @@ def judge(
         Scans; masks lie in ``<dataset>-truth`` under the names that the app would give them.
     subjects : sequence of str
         Only these; all if empty.
-    others : mapping of str to callable, optional
-        Further judges of masks on the model's grid.
 
     Returns
     -------
@@ -87,34 +76,16 @@ def judge(
     label = trained.card["label"][0]["scan"]
     rows = []
     for scan in find_scans(dataset, ALL_MODALITIES, subjects):
-        path = derivatives.mask_path(_truth(dataset), scan)
+        path = Derivatives(dataset.with_name(f"{dataset.name}-truth")).mask(scan)
         if path.is_file() and scan.relative != label:
-            row = {"label": label, "scan": scan.relative}
-            rows.append(row | _row(trained, scan, path, machine, others or {}))
+            rows.append({"label": label, "scan": scan.relative, **_row(trained, scan, path)})
     return rows
 
 
-def _truth(dataset: Path) -> Path:
-    return dataset.with_name(f"{dataset.name}-truth")
-
-
-def autoencoders(trained: Model, dataset: Path, machine: Runtime) -> dict[str, shapes.Judge]:
-    """Train the other autoencoders on the mask of a model's label."""
-    scan = trained.card["label"][0]["scan"]
-    (path,) = (dataset / "derivatives").glob(f"*/{Path(scan).parent}/*_desc-brain_mask.nii.gz")
-    image = volume.load(dataset / scan)
-    grid = trained.frame.voxel_size, trained.frame.size, trained.frame.multiple
-    brain = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
-    return {
-        "three planes": shapes.three_planes(brain, trained.quality, machine),
-        "3D": shapes.volumetric(brain, trained.quality, machine),
-    }
-
-
-def calibrate(trained: Model, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+def calibrate(trained: Model, rows: Sequence[dict[str, Any]]) -> None:
     """Say of each mask which Dice the autoencoder's score alone would have one expect."""
     kept = trained.card["guard"]["kept"]
-    copies = [c for c in model.read_table(folder, f"{kept}_copies") if c["of"] == LABEL]
+    copies = [c for c in files.read_tsv(trained.folder / f"{kept}_copies.tsv") if c["of"] == LABEL]
     truth = [float(copy["dice"]) for copy in copies]
     line = line_through([_score_alone(copy) for copy in copies], truth)
     for row in rows:
@@ -125,18 +96,15 @@ def _score_alone(seen: Mapping[str, Any]) -> Evidence:
     return Evidence(float(seen["score"]), 0.0, 0.0)  # the same for all: it tells nothing
 
 
-def _row(
-    trained: Model, scan: Scan, path: Path, machine: Runtime, others: Mapping[str, shapes.Judge]
-) -> dict[str, Any]:
-    image = volume.load(scan.path)
+def _row(trained: Model, scan: Scan, path: Path) -> dict[str, Any]:
+    image = nifti.load(scan.path)
     conformed = trained.frame.conform(image)
-    grid = conformed.voxel_size, trained.frame.size, trained.frame.multiple
-    target = volume.conform(volume.load_mask(path, image), image.affine, *grid).data > 0.5
-    seen = look(trained.network, trained.autoencoder, conformed, trained.quality, machine)
+    grid = replace(trained.frame.grid, voxel_size=conformed.voxel_size)
+    target = conform(nifti.load_mask(path, image), image.affine, grid).data > 0.5
+    seen = segment(trained.network, trained.autoencoder, conformed, trained.runtime)
     expected, low, high = trained.calibration.expect(seen.evidence)
-    mirror, joint = _in_mirror(trained, conformed, machine)
-    millilitres = volume.millilitres(seen.mask, conformed.affine)
-    share = millilitres / trained.frame.brain_ml
+    mirror, joint = _in_mirror(trained, conformed)
+    share = millilitres(seen.mask, conformed.affine) / trained.frame.brain_ml
     return {
         "dice": dice(seen.mask, target),
         "dice_mirror": dice(joint, target),
@@ -147,27 +115,27 @@ def _row(
         "mild": seen.evidence.mild,
         "strong": seen.evidence.strong,
         "expected": expected,
-        "tta": _tta(trained, conformed, machine),
+        "tta": _tta(trained, conformed),
         "volume": min(share, 1 / share) if share else 0.0,
         "roundness": _roundness(seen.mask),
         "whole": _whole(seen),
-        **{name: judge(seen.mask) for name, judge in others.items()},
     }
 
 
-def _in_mirror(trained: Model, conformed: Conformed, machine: Runtime) -> tuple[float, Mask]:
+def _in_mirror(trained: Model, conformed: Conformed) -> tuple[float, Mask]:
     """Dice of the masks of an image and of its mirror image, and the mask of both together."""
     turned = replace(conformed, data=conformed.data[::-1].copy(), inside=conformed.inside[::-1])
-    seen = predict(trained.network, conformed, machine)
-    other = predict(trained.network, turned, machine)[::-1]
+    seen = predict(trained.network, conformed, trained.runtime)
+    other = predict(trained.network, turned, trained.runtime)[::-1]
     masks = mask_from(seen), mask_from(other)
     agreement = dice(*masks) if all(mask.any() for mask in masks) else 0.0
     return agreement, mask_from(np.float32(0.5) * (seen + other))
 
 
 @torch.inference_mode()
-def _tta(trained: Model, conformed: Conformed, machine: Runtime) -> float:
+def _tta(trained: Model, conformed: Conformed) -> float:
     """Turn and scale copies at random, mask them, turn the masks back, compare with the median."""
+    machine = trained.runtime
     generator = machine.generator(0)
     image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
     masks = []
@@ -198,7 +166,7 @@ def _roundness(mask: Mask) -> float:
     return float(np.pi ** (1 / 3) * (6 * mask.sum()) ** (2 / 3) / faces) if faces else 0.0
 
 
-def _whole(seen: Look) -> float:
+def _whole(seen: Segmentation) -> float:
     parts, count = ndimage.label(seen.probability > 0.5)
     return float(np.bincount(parts.ravel())[1:].max() / (parts > 0).sum()) if count else 0.0
 
@@ -270,19 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
-    parser.add_argument("--spoilt", type=Path, help="a second dataset, by benchmarks.spoil")
     parser.add_argument("--subjects", nargs="+", default=[], help="of DATASET, only these")
-    parser.add_argument("--autoencoders", action="store_true", help="train and compare others")
     args = parser.parse_args(argv)
-    machine = runtime.start("auto", None)
     results = {**facts(), "rows": list[dict[str, Any]]()}
     for folder in args.models:
-        trained = model.load(folder, machine)
-        others = autoencoders(trained, args.dataset, machine) if args.autoencoders else {}
-        rows = judge(trained, args.dataset, machine, args.subjects, others)
-        if args.spoilt:
-            rows += judge(trained, args.spoilt, machine, (), others)
-        calibrate(trained, folder, rows)
+        trained = load_model(folder)
+        rows = judge(trained, args.dataset, args.subjects)
+        calibrate(trained, rows)
         results["rows"] += rows
         write(results, table(results), args.out)
         print(f"{folder}: {len(results['rows'])} masks so far", flush=True)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from singlestrip_bids import derivatives
-from singlestrip_bids.runtime import describe
+from singlestrip_bids.machine import files
+from singlestrip_bids.machine.runtime import describe
 
 
 def facts() -> dict[str, Any]:
@@ -34,8 +34,8 @@ def facts() -> dict[str, Any]:
 
 def write(results: dict[str, Any], table: str, out: Path) -> None:
     """Write ``<out>.json`` and ``<out>.md``."""
-    derivatives.write_json(out.with_suffix(".json"), results)
-    derivatives.write_text(out.with_suffix(".md"), table)
+    files.write_json(out.with_suffix(".json"), results)
+    files.write_text(out.with_suffix(".md"), table)
 
 
 def line(cells: Iterable[str]) -> str:

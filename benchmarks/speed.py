@@ -24,13 +24,23 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import indexing, peers, phantoms, record
+from benchmarks import peers, record
 from benchmarks.stand_in import stand_in
-from singlestrip_bids import derivatives, inference, model, quality, reports, volume
-from singlestrip_bids.inputs import find_scans
-from singlestrip_bids.metrics import dice
-from singlestrip_bids.networks import UNet
-from singlestrip_bids.runtime import SLAB, THIN_SLAB, Runtime, start
+from benchmarks.stress import indexing
+from singlestrip_bids import load_model
+from singlestrip_bids.bids.derivatives import Derivatives
+from singlestrip_bids.bids.scans import find_scans
+from singlestrip_bids.demo import write_dataset
+from singlestrip_bids.image import nifti
+from singlestrip_bids.image.grid import Conformed, restore_mask
+from singlestrip_bids.image.masks import dice
+from singlestrip_bids.machine import files
+from singlestrip_bids.machine.runtime import SLAB, THIN_SLAB, Runtime
+from singlestrip_bids.method import inference
+from singlestrip_bids.method.autoencoder import shape_score
+from singlestrip_bids.method.model import Model
+from singlestrip_bids.method.networks import UNet
+from singlestrip_bids.report import subject as subject_report
 
 Row = dict[str, Any]
 
@@ -61,7 +71,7 @@ def measure(words: Sequence[str | Path], folder: Path) -> Row:
 def dataset(root: Path, scan: Path, count: int) -> Path:
     """Make a BIDS dataset of so many subjects with the same T1w."""
     shutil.rmtree(root, ignore_errors=True)
-    derivatives.write_json(
+    files.write_json(
         root / "dataset_description.json", {"Name": "copies", "BIDSVersion": "1.10.0"}
     )
     ending = "".join(scan.suffixes[-2:]) if scan.suffix == ".gz" else scan.suffix
@@ -97,10 +107,10 @@ def tools(
         {"tool": "singlestrip-bids", "how": "batch", **mask(work, scan, folder, batch)},
     ]
     plain = work / "scan.nii"
-    peers._save(volume.load(scan), str(plain))
+    peers._save(nifti.load(scan), str(plain))
     many = work / "many"
     for number in range(batch):
-        derivatives.write_bytes(many / f"{number}.nii", plain.read_bytes())
+        files.write_bytes(many / f"{number}.nii", plain.read_bytes())
     for name, tool in ((name, peers.TOOLS[name]) for name in names):
         if missing := tool.missing() or ("--label" if tool.uses_label and not label else None):
             rows.append({"tool": name, "how": "not measured", "error": missing})
@@ -144,27 +154,25 @@ class Clock:
 
 def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
     """Measure each stage of masking one scan, and what the network could reach."""
-    machine = start("cpu")
-    trained, clock = model.load(folder, machine), Clock()
-    image = clock("read", lambda: volume.load(scan))
+    trained, clock = load_model(folder, device="cpu"), Clock()
+    machine = trained.runtime
+    image = clock("read", lambda: nifti.load(scan))
     placed = clock("conform", lambda: trained.frame.conform(image))
     seen, *_ = clock(
         "network, four times",
         lambda: inference.predict_and_compare(trained.network, placed, machine),
     )
     found = clock("clean on the model's grid", lambda: inference.mask_from(seen))
-    judge = trained.autoencoder, found, trained.quality, machine
-    _, rebuilt = clock("autoencoder", lambda: quality.judge(*judge))
-    native = clock(
-        "to the scan's grid, clean", lambda: volume.restore_mask(seen, placed.affine, image)
-    )
+    _, rebuilt = clock("autoencoder", lambda: shape_score(trained.autoencoder, found, machine))
+    native = clock("to the scan's grid, clean", lambda: restore_mask(seen, placed.affine, image))
     clock(
         "compress and write",
-        lambda: derivatives.write_mask(work / "m.nii.gz", native, image.nifti),
+        lambda: nifti.save(work / "m.nii.gz", nifti.mask_image(native, image.nifti)),
     )
     where = find_scans(dataset(work / "bids", scan, 1), ["T1w"])[0]
-    back = partial(volume.restore_mask, rebuilt, placed.affine, image, cleaned=False)
-    clock("pictures", lambda: reports.draw(work, where, image, native, back))
+    back = partial(restore_mask, rebuilt, placed.affine, image, cleaned=False)
+    out = Derivatives(work)
+    clock("pictures", lambda: subject_report.draw(out, where, image, native, back))
     rows = [{"stage": name, "cpu_s": round(value, 3)} for name, value in clock.seconds.items()]
     operations = flops(trained.network, placed.data.shape)
     rate, bandwidth = rates()
@@ -182,7 +190,7 @@ def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
     return rows + precision(trained, placed, image)
 
 
-def precision(trained: model.Model, placed: volume.Conformed, image: volume.Image) -> list[Row]:
+def precision(trained: Model, placed: Conformed, image: nifti.Image) -> list[Row]:
     """Compare masks with those of whole layers in float32: slabs, and bfloat16 (slow or not)."""
     plain = Runtime(torch.device("cpu"), bfloat16=False)
     ways = {
@@ -193,8 +201,8 @@ def precision(trained: model.Model, placed: volume.Conformed, image: volume.Imag
     }
     masks = {}
     for name, machine in ways.items():
-        seen = inference.predict(trained.network, placed, machine, inference.LOOKS)
-        masks[name] = volume.restore_mask(seen, placed.affine, image)
+        seen = inference.predict(trained.network, placed, machine, inference.AUGMENTED)
+        masks[name] = restore_mask(seen, placed.affine, image)
     return [
         {"stage": f"mask by {name}", "dice": round(dice(mask, masks["whole layers"]), 5)}
         for name, mask in masks.items()
@@ -267,11 +275,11 @@ def _said(work: Path) -> Row:
     return found
 
 
-def phantoms_of(work: Path, count: int) -> Path:
+def heads_of(work: Path, count: int) -> Path:
     """Make a dataset of so many tiny generated scans."""
     tiny = work / "tiny"
     if not tiny.exists():
-        phantoms.write_dataset(tiny, 2, spacing_scale=2.5)
+        write_dataset(tiny, 2, spacing_scale=2.5)
     scan = sorted(tiny.glob("sub-*/anat/*_T1w.nii.gz"))[0]
     (known,) = (tiny / "derivatives").rglob("*_mask.nii.gz")
     bids = dataset(work / f"bids-{count}", scan, count)
@@ -284,11 +292,11 @@ def phantoms_of(work: Path, count: int) -> Path:
 def sizes(work: Path, folder: Path, counts: Sequence[int]) -> list[Row]:
     """Measure datasets of tiny scans: both levels, masking again, the pages, the index.
 
-    The group level hardly trains, and asks the network alone for pseudo-masks.
+    The group level hardly trains, and asks the network alone for pseudo-labels.
     """
     rows = []
     for count in counts:
-        bids, out = phantoms_of(work, count), work / f"out-{count}"
+        bids, out = heads_of(work, count), work / f"out-{count}"
         shutil.rmtree(out, ignore_errors=True)
         app = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out)]
         mask = [*app, "participant", "--device", "cpu", "--model", str(folder)]

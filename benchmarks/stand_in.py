@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from singlestrip_bids import checkpoints, derivatives, inference, model, volume
+from singlestrip_bids import load_model
 from singlestrip_bids.config import PRESETS
-from singlestrip_bids.networks import Autoencoder, UNet
-from singlestrip_bids.runtime import start
+from singlestrip_bids.image import nifti
+from singlestrip_bids.image.grid import Grid
+from singlestrip_bids.machine import files
+from singlestrip_bids.method import inference, model
+from singlestrip_bids.method.networks import Autoencoder, UNet
 
 
 def stand_in(folder: Path, like: Path, preset: str, scan: Path) -> Path:
@@ -19,20 +22,17 @@ def stand_in(folder: Path, like: Path, preset: str, scan: Path) -> Path:
 
     For measurements alone. Frame and calibration are those of another model.
     """
-    card = derivatives.read_json(like / model.CARD)
+    card = files.read_json(like / model.CARD)
     method = PRESETS[preset]
     torch.manual_seed(0)
-    network, judge = UNet(method.network), Autoencoder(100, method.quality.slice_size)
+    network, judge = UNet(method.network), Autoencoder(method.quality)
     ratio = card["method"]["size"] / method.size
-    machine = start("cpu")
     frame = replace(
-        model.load(like, machine).frame,
-        voxel_size=card["voxel_size_mm"] * ratio,
-        size=method.size,
-        multiple=method.network.multiple,
+        load_model(like, device="cpu").frame,
+        grid=Grid(card["voxel_size_mm"] * ratio, method.size, method.network.multiple),
         head_width=card["head_width"] / ratio,
     )
-    placed = frame.conform(volume.load(scan))
+    placed = frame.conform(nifti.load(scan))
     kept: list[torch.Tensor] = []
     hook = network.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     with torch.inference_mode():
@@ -41,8 +41,8 @@ def stand_in(folder: Path, like: Path, preset: str, scan: Path) -> Path:
     target = inference.mask_from((placed.data > 0.3).astype(np.float32))
     _fit_head(network, kept[0], torch.from_numpy(target).float() * 8 - 4)
     for name, net in (("sl1", network), ("autoencoder", judge)):
-        checkpoints.save(folder / f"{name}.safetensors", net.state_dict(), {})
-    numbers = {"voxel_size_mm": frame.voxel_size, "head_width": frame.head_width}
+        files.save_tensors(folder / f"{name}.safetensors", net.state_dict(), {})
+    numbers = {"voxel_size_mm": frame.grid.voxel_size, "head_width": frame.head_width}
     changed = {"network": "sl1.safetensors", "method": method.to_dict(), **numbers}
     model.write_card(folder, {**card, **changed})
     return folder

@@ -45,7 +45,7 @@ for (const field of document.querySelectorAll("[data-filters]")) {
   });
 }
 
-// Pseudo-masks: a name or a point opens the picture of its row; arrows go on to the next row.
+// Pseudo-labels: a name or a point opens the picture of its row; arrows go on to the next row.
 const viewer = document.querySelector("#viewer");
 if (viewer) {
   const table = document.querySelector("#scores");
@@ -58,7 +58,7 @@ if (viewer) {
     const cells = [...link.closest("tr").cells].map((cell) => cell.textContent.trim());
     viewer.querySelector("#viewer-title").textContent = link.textContent;
     viewer.querySelector("#viewer-image").src = link.href;
-    viewer.querySelector("#viewer-image").alt = `Slices of ${link.textContent} with its pseudo-mask`;
+    viewer.querySelector("#viewer-image").alt = `Slices of ${link.textContent} with its pseudo-label`;
     viewer.querySelector("#viewer-numbers").textContent = heads
       .map((head, i) => [head, cells[i]])
       .filter(([head, cell]) => cell && head !== "Scan" && head !== "Final mask")

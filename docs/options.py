@@ -1,4 +1,4 @@
-"""Write the table of options in usage.md anew, from the parser: ``python docs/options.py``."""
+"""Write the page of all options, docs/options.md, from the parser: ``python docs/options.py``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from pathlib import Path
 
 from singlestrip_bids.options import build_parser
 
-USAGE = Path(__file__).with_name("usage.md")
-BEGIN, END = "<!-- written by docs/options.py -->\n", "<!-- to here -->"
+PAGE = Path(__file__).with_suffix(".md")
+HEAD = """# All options
+
+Write the folders and the levels first, the options after them:
+`singlestrip-bids BIDS_DIR OUTPUT_DIR group participant --preset quick`.
+The table is made from the program itself (`python docs/options.py`).
+
+| option | values | meaning |
+|---|---|---|
+"""
 
 
-def table() -> str:
-    """Return one table of all options, group by group."""
-    lines = ["| option | values | meaning |", "|---|---|---|"]
+def page() -> str:
+    """Return the page: one table of all options, group by group."""
+    lines = []
     for group in build_parser()._action_groups:
         if group._group_actions and group.title not in ("positional arguments", "options"):
             lines.append(f"| **{group.title}** | | |")
-        lines += map(row, group._group_actions)
-    return "\n".join(lines) + "\n"
+        lines += [row(a) for a in group._group_actions if a.help != argparse.SUPPRESS]
+    return HEAD + "\n".join(lines) + "\n"
 
 
 def row(action: argparse.Action) -> str:
@@ -33,11 +41,5 @@ def row(action: argparse.Action) -> str:
     return f"| {', '.join(f'`{name}`' for name in names)} | {values} | {meaning} |"
 
 
-def renewed(text: str) -> str:
-    """Return a page with the table as it should be."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + "\n" + table() + "\n" + END + rest.partition(END)[2]
-
-
 if __name__ == "__main__":
-    USAGE.write_text(renewed(USAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -13,17 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import PRESETS, RunConfig, for_processes, method_from
+from .config import RunConfig, for_processes, method_for
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
-from .options import LEVELS, build_parser
+from .options import LEVELS, build_parser, refuse_gone
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
+    from .machine.runtime import Runtime
 
 LOG = logging.getLogger("singlestrip_bids")
 
 INTERRUPTED = "Interrupted; the same command goes on from the last checkpoint."
-LOW_MEM_GB = 1.2  # of --mem; below, as --low-mem
 SLEEPERS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 """So that threads of the network that wait leave their processor to those that read and write
 other scans; libraries look at these when they are loaded. In training nobody else is at work, and
@@ -49,15 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; options that it does not give come from its `--config-file`."""
     parser = build_parser()
+    refuse_gone(words)
     arguments = parser.parse_args(words)
     if arguments.config_file:
-        from .records import tokens
+        from .machine.runlog import tokens
 
         earlier = build_parser()
         earlier.prog += f" (--config-file {arguments.config_file})"
         places = [str(arguments.bids_dir), str(arguments.output_dir), *arguments.levels]
-        defaults = vars(earlier.parse_args([*places, *tokens(arguments.config_file)]))
-        parser.set_defaults(**defaults)
+        options = tokens(arguments.config_file)
+        refuse_gone(options)
+        parser.set_defaults(**vars(earlier.parse_args([*places, *options])))
         arguments = parser.parse_args(words)
     arguments.levels = [level for level in LEVELS if level in arguments.levels]
     if arguments.suggest_label and arguments.levels != ["group"]:
@@ -73,50 +74,50 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     if arguments.levels == ["participant"] and "torch" not in sys.modules:
         for name, value in SLEEPERS.items():
             os.environ.setdefault(name, value)
-    from . import processes, runtime
+    from .machine import processes, runtime
 
     runtime.start_logging(arguments.verbose)
-    log_dir, code = None, 0
+    log_dir = None
     try:
-        arguments.low_mem |= bool(arguments.mem and arguments.mem < LOW_MEM_GB)
         limits = [n for n in (arguments.omp_nthreads, arguments.nprocs) if n]
         machine = runtime.start(arguments.device, min(limits, default=None), arguments.low_mem)
-        arguments.device, arguments.omp_nthreads = machine.device_name, runtime.threads()
-        arguments.preset = arguments.preset or _preset(arguments, machine)
-        config = _config(arguments, machine)
-        # after the start, which gives a user without a home one
-        from . import derivatives, handoff, records
-
-        derivatives.check_output(config.output_dir, config.bids_dir)
-        if config.work_dir:
-            derivatives.check_outside(config.work_dir, "work", config.bids_dir)
-        handoff.check(config)
+        config = _settle(arguments, machine)
         log_dir = config.log_dir
-        if machine.main:
-            records.write_run(config, options_of(arguments), words, machine)
-        records.check_shared(config, machine)
-        shared = not (
-            arguments.suggest_label or arguments.boilerplate_only or arguments.reports_only
-        )
-        with runtime.stopping_on_sigterm():
-            for level in config.levels if shared or machine.main else ():
-                try:
-                    _work_of(level, arguments)(config, machine)
-                except SingleStripError as error:
-                    if error.exit_code != 1 or config.stop_on_first_crash:
-                        raise
-                    LOG.error("%s", error)
-                    code = 1
-            return max(machine.gather(code))
+        return _levels(arguments, config, machine, words)
     except Exception as error:
         return _end(error, log_dir)
     finally:
         processes.leave()
 
 
+def _levels(
+    arguments: argparse.Namespace, config: RunConfig, machine: Runtime, words: Sequence[str]
+) -> int:
+    """Run the levels in order; several processes train together, the first does all else."""
+    from .machine import runlog, runtime
+
+    if machine.main:
+        runlog.write_run(config, options_of(arguments), words, machine)
+    runlog.check_shared(config, machine)
+    code = 0
+    with runtime.stopping_on_sigterm():
+        for level in config.levels:
+            together = level == "group" and not (arguments.suggest_label or arguments.reports_only)
+            if not (together or machine.main):
+                continue
+            try:
+                _work_of(level, arguments)(config, machine if together else machine.alone())
+            except SingleStripError as error:
+                if error.exit_code != 1 or config.stop_on_first_crash:
+                    raise
+                LOG.error("%s", error)
+                code = 1
+        return max(machine.gather(code))
+
+
 def _end(error: Exception, log_dir: Path | None) -> int:
     """Say why a run ends early and return its exit code; of several processes one says it."""
-    from . import processes, records, runtime
+    from .machine import processes, runlog, runtime
 
     known = str(error) if isinstance(error, SingleStripError) else ""
     code = getattr(error, "exit_code", 1)
@@ -132,20 +133,16 @@ def _end(error: Exception, log_dir: Path | None) -> int:
     if known:
         LOG.error("%s", known)
     else:
-        records.report_crash(log_dir, "unexpected error, please report it", error)
+        runlog.report_crash(log_dir, "unexpected error, please report it", error)
     return code
 
 
 def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, Runtime], None]:
     """Say what a level does; no other is imported."""
-    if arguments.boilerplate_only:
-        from . import methods
-
-        return methods.run
     if arguments.suggest_label:
-        from . import suggestion
+        from . import suggest
 
-        return suggestion.run
+        return suggest.run
     if level == "group":
         from . import group
 
@@ -158,61 +155,53 @@ def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options by their long names, without what is given anew in each call."""
     anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose"]
-    anew += ["reports_only", "boilerplate_only", "suggest_label"]
+    anew += ["reports_only", "suggest_label"]
     return {name: value for name, value in vars(arguments).items() if name not in anew}
 
 
-def _preset(arguments: argparse.Namespace, machine: Runtime) -> str:
-    """Choose the preset where none is given: that of the training which was begun here, if any."""
-    suited = "standard" if machine.device.type == "cuda" else "quick"
-    if "group" not in arguments.levels:
-        return suited
-    from . import derivatives, model
+def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
+    """Settle what was left to the app, and check where it is to write."""
+    from .bids import filters, fmriprep
+    from .bids.derivatives import Derivatives, check_outside
+    from .machine import runlog, runtime
+    from .method.model import suited_preset
 
-    begun = model.preset_of(derivatives.model_dir(arguments.output_dir))
-    if begun not in PRESETS:
-        return suited
-    if begun != suited:
-        LOG.info("Preset %s, with which the model here was begun; --preset changes it.", begun)
-    return begun
-
-
-def _config(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
-    from . import derivatives, filters, records
-
-    run_id, *_ = machine.gather(records.new_run_id())
-    method = method_from(arguments, arguments.preset)
-    if (raised := for_processes(method, machine.world)) != method and "group" in arguments.levels:
+    out = Derivatives(arguments.output_dir)
+    arguments.device, arguments.omp_nthreads = machine.device_name, runtime.threads()
+    training = "group" in arguments.levels
+    begun = out.model_dir if training else None
+    arguments.preset = arguments.preset or suited_preset(machine, begun)
+    run_id, *_ = machine.gather(runlog.new_run_id())
+    given = {name: getattr(arguments, name) for name in ("rounds", "pseudo_labels", "top_k")}
+    method = method_for(
+        arguments.preset, arguments.set, arguments.sloppy, seed=arguments.random_seed, **given
+    )
+    if (raised := for_processes(method, machine.world)) != method and training:
         LOG.info("Batches are raised to %d images, one for each process.", machine.world)
     filter_file = arguments.bids_filter_file
-    return RunConfig(
-        bids_dir=arguments.bids_dir,
-        output_dir=arguments.output_dir,
-        levels=tuple(arguments.levels),
+    same = (
+        *("bids_dir", "output_dir", "label_mask", "model", "work_dir", "border_mm"),
+        *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
+        *("stop_on_first_crash", "low_mem", "ratings"),
+    )
+    lists = (
+        *("levels", "modalities", "participant_label", "session_label", "label_subject"),
+        *("derivatives", "output"),
+    )
+    plain: dict[str, Any] = {name: getattr(arguments, name) for name in same}
+    plain |= {name: tuple(getattr(arguments, name)) for name in lists}
+    config = RunConfig(
         method=raised,
-        modalities=tuple(arguments.modalities),
-        participant_label=tuple(arguments.participant_label),
-        session_label=tuple(arguments.session_label),
         filters=filters.read(filter_file) if filter_file else {},
         database=arguments.bids_database_dir,
-        label_subject=tuple(arguments.label_subject),
-        label_mask=arguments.label_mask,
-        derivatives=tuple(arguments.derivatives),
-        model=arguments.model,
-        work_dir=arguments.work_dir,
-        output=tuple(arguments.output),
-        border_mm=arguments.border_mm,
-        qc_threshold=arguments.qc_threshold,
-        fmriprep_masks=arguments.fmriprep_masks,
-        fmriprep_sessionwise=arguments.fmriprep_sessionwise,
-        overwrite=arguments.overwrite,
-        stop_on_first_crash=arguments.stop_on_first_crash,
-        nprocs=arguments.nprocs,
-        mem=arguments.mem,
-        low_mem=arguments.low_mem,
-        log_dir=derivatives.log_dir(arguments.output_dir, run_id),
-        ratings=arguments.ratings,
+        log_dir=out.log_dir(run_id),
+        **plain,
     )
+    out.check(config.bids_dir)
+    if config.work_dir:
+        check_outside(config.work_dir, "work", config.bids_dir)
+    fmriprep.check(config)
+    return config
 
 
 def entry() -> NoReturn:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from .errors import Usage
+
+# suffixes used unless others are asked for, and every one that can be: ``all`` means these
 ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
-"""Suffixes used unless others are asked for."""
-
 ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
-"""Every suffix that can be asked for; ``all`` means these."""
+OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
+PSEUDO_LABELS = ("network", "registration", "consensus")  # ways to the first of them
 
 Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]
 """Conditions on scans by suffix and entity; see `filters`."""
+Settings = TypeVar("Settings")
 
-OUTPUTS = ("brain", "probseg", "distance")
-"""What the participant level can write beside the masks."""
 
-PSEUDO_LABELS = ("network", "registration", "consensus")
-"""Ways to the first masks of the unlabelled scans."""
+def _require(fact: bool, what: str) -> None:
+    """Raise `ValueError` where a setting makes no sense."""
+    if not fact:
+        raise ValueError(what)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class NetworkConfig:
     features: tuple[int, ...] = (16, 32, 64, 64, 64, 64, 64)
     normalise: bool = False
     stem: int = 1
+
+    def __post_init__(self) -> None:
+        whole = all(width >= 1 for width in self.features) and len(self.features) > 1
+        _require(whole and self.stem >= 1, "features (two or more) and stem are 1 or more")
 
     @property
     def multiple(self) -> int:
@@ -65,6 +72,13 @@ class SynthesisConfig:
     real_fraction: float = 0.5
     mild: float = 0.0  # share of the real images whose contrast is changed but little
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, name = getattr(self, one.name), one.name
+            share = name.endswith("probability") or name in ("real_fraction", "mild", "crop")
+            _require(0 <= value < inf, f"{name} is 0 or more")
+            _require(not share or value <= 1, f"{name} is a share, 1 at most")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -77,9 +91,15 @@ class TrainingConfig:
     cosine: bool = False
     optimiser: str = "adam"  # or "muon"
 
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1 and self.batch_size >= 1, "steps and batch_size are 1 or more")
+        _require(0 < self.learning_rate < inf, "learning_rate is positive")
+        _require(0 <= self.weight_decay < inf, "weight_decay is 0 or more")
+        _require(self.optimiser in ("adam", "muon"), "optimiser is adam or muon")
+
 
 @dataclass(frozen=True)
-class QualityConfig:
+class AutoencoderConfig:
     """The autoencoder: sizes of its slices and of its training (SingleStrip, section 2.3)."""
 
     slice_size: int = 256
@@ -88,6 +108,11 @@ class QualityConfig:
     batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require(self.slice_size in (64, 128, 256), "slice_size is 64, 128 or 256")
+        counts = self.latent, self.epochs, self.batch_size
+        _require(min(counts) >= 1, "latent, epochs and batch_size are 1 or more")
 
 
 @dataclass(frozen=True)
@@ -107,15 +132,28 @@ class MethodConfig:
     finetuning_synthesis: SynthesisConfig = field(
         default_factory=lambda: SynthesisConfig(real_fraction=0.8, mild=0.8)
     )
-    quality: QualityConfig = field(default_factory=QualityConfig)
+    quality: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     voxel_size: float | None = None
     rounds: int = 1
     top_k: int | None = None
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
-    copies: int = 4  # of every unlabelled scan, for its pseudo-mask
+    copies: int = 4  # of every unlabelled scan, for its pseudo-label
     warm_start: bool = True  # a round starts from the network before it (False: from a new one)
     trials: int = 60  # corrupted copies, of the label and of unlabelled scans each
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(8 <= self.size <= 1024, "size is between 8 and 1024")
+        _require(
+            self.size % self.network.multiple == 0,
+            "size does not suit the network (set that first)",
+        )
+        _require(self.voxel_size is None or 0 < self.voxel_size < inf, "voxel_size is positive")
+        _require(0 <= self.rounds <= 9, "rounds is between 0 and 9")
+        _require(self.top_k is None or self.top_k >= 1, "top_k is 1 or more")
+        _require(self.pseudo_labels in PSEUDO_LABELS, f"pseudo_labels is one of {PSEUDO_LABELS}")
+        _require(self.copies >= 1, "copies is 1 or more")
+        _require(self.trials >= 4, "trials is 4 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -129,7 +167,7 @@ PRESETS: dict[str, MethodConfig] = {
         network=NetworkConfig(features=(16, 32, 64, 64), normalise=True, stem=2),
         training=TrainingConfig(1000, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
         finetuning=TrainingConfig(1000, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
-        quality=QualityConfig(slice_size=64),
+        quality=AutoencoderConfig(slice_size=64),
     ),
     "standard": MethodConfig(
         preset="standard",
@@ -137,7 +175,7 @@ PRESETS: dict[str, MethodConfig] = {
         network=NetworkConfig(features=(16, 32, 64, 64, 64), normalise=True, stem=2),
         training=TrainingConfig(10_000, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
         finetuning=TrainingConfig(5_000, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
-        quality=QualityConfig(slice_size=128),
+        quality=AutoencoderConfig(slice_size=128),
     ),
     "full": MethodConfig(
         preset="full",
@@ -172,34 +210,84 @@ def for_processes(method: MethodConfig, count: int) -> MethodConfig:
     return replace(method, training=raised(method.training), finetuning=raised(method.finetuning))
 
 
-def method_from(arguments: argparse.Namespace, preset: str) -> MethodConfig:
-    """Apply the options of the command line to a preset."""
-    method = PRESETS[preset]
-    if arguments.sloppy:
-        method = sloppy(method)
-    if arguments.steps:
-        share = arguments.steps / method.training.steps
-        finetuning, epochs = method.finetuning.steps, method.quality.epochs
-        method = replace(
-            method,
-            training=replace(method.training, steps=arguments.steps),
-            finetuning=replace(method.finetuning, steps=max(round(finetuning * share), 1)),
-            quality=replace(method.quality, epochs=max(round(epochs * share), 1)),
-            trials=max(round(method.trials * share), min(method.trials, 20)),
-        )
-    if arguments.real_fraction is not None:
-        share = arguments.real_fraction
-        method = replace(
-            method,
-            synthesis=replace(method.synthesis, real_fraction=share),
-            finetuning_synthesis=replace(method.finetuning_synthesis, real_fraction=share),
-        )
-    given = {
-        name: getattr(arguments, name)
-        for name in ("rounds", "pseudo_labels", "top_k", "voxel_size")
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    return replace(method, seed=arguments.random_seed, **given)
+def with_steps(method: MethodConfig, steps: int) -> MethodConfig:
+    """Change the steps of the first training; all other trainings keep their proportion to it."""
+    share = steps / method.training.steps
+    finetuning, quality = method.finetuning, method.quality
+    return replace(
+        method,
+        training=replace(method.training, steps=steps),
+        finetuning=replace(finetuning, steps=max(round(finetuning.steps * share), 1)),
+        quality=replace(quality, epochs=max(round(quality.epochs * share), 1)),
+        trials=max(round(method.trials * share), min(method.trials, 20)),
+    )
+
+
+def with_settings(method: MethodConfig, pairs: Sequence[str]) -> MethodConfig:
+    """Change settings by their names: ``training.steps=400``, ``voxel_size=4``.
+
+    A key is the path to a field; ``steps`` is that of `with_steps`. Raises Usage if there is no
+    such setting, or it has no such value.
+    """
+    steps = [pair for pair in pairs if pair.startswith("steps=")]
+    others = [pair for pair in pairs if pair not in steps]
+    for pair in [*steps[-1:], *others]:
+        key, _, text = pair.partition("=")
+        try:
+            if key == "steps":
+                method = with_steps(method, int(text))
+            else:
+                method = _changed(method, key.split("."), text)
+        except (ValueError, OverflowError) as error:
+            raise Usage(
+                f"--set {pair}: {error}. Give KEY=VALUE, as training.steps=400."
+            ) from error
+    return method
+
+
+def _changed(settings: Settings, path: Sequence[str], text: str) -> Settings:
+    """Change one field, deep within settings."""
+    name, *rest = path
+    kinds = get_type_hints(type(settings))
+    known = sorted(kinds.keys() - {"preset", "seed"})  # which have options of their own
+    if name not in known:
+        raise ValueError(f"no setting {name!r}; there are {', '.join(known)}")
+    old = getattr(settings, name)
+    if is_dataclass(old) != bool(rest):
+        raise ValueError(f"{name} is {'a group of settings' if is_dataclass(old) else 'no group'}")
+    value = _changed(old, rest, text) if rest else _parsed(kinds[name], text)
+    changed: Settings = replace(settings, **{name: value})  # type: ignore[type-var]
+    return changed
+
+
+def _parsed(kind: Any, text: str) -> Any:
+    """Read a value of a type: whole numbers with commas between, none, true, false, a number."""
+    if get_origin(kind) is tuple:
+        return tuple(int(part) for part in text.split(","))
+    either = get_args(kind) or (kind,)
+    word = text.lower()
+    if word == "none" and type(None) in either:
+        return None
+    if bool in either:
+        if word not in ("true", "false"):
+            raise ValueError(f"{text!r} is neither true nor false")
+        return word == "true"
+    return either[0](text)
+
+
+def method_for(
+    preset: str, settings: Sequence[str] = (), tiny: bool = False, **given: Any
+) -> MethodConfig:
+    """Make the settings of a run from a preset, shrunk by `sloppy` first if ``tiny``.
+
+    The ``given`` fields that are None stay as they are; ``settings`` are changed last, as by
+    `with_settings`. Raises Usage if there is no such preset or setting.
+    """
+    if preset not in PRESETS:
+        raise Usage(f"No preset {preset!r}. Choose one of {', '.join(sorted(PRESETS))}.")
+    method = sloppy(PRESETS[preset]) if tiny else PRESETS[preset]
+    method = replace(method, **{name: v for name, v in given.items() if v is not None})
+    return with_settings(method, settings)
 
 
 @dataclass(frozen=True)
@@ -228,7 +316,6 @@ class RunConfig:
     overwrite: bool = False
     stop_on_first_crash: bool = False
     nprocs: int | None = None
-    mem: float | None = None
     low_mem: bool = False
     log_dir: Path | None = None
     ratings: Path | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,15 +29,32 @@ class Parser(argparse.ArgumentParser):
         self.exit(code, f"{self.prog}: error: {message}\n")
 
 
-def _positive(kind: type) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value: float = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not positive")
-        return value
+GONE = {
+    "--mem": "--low-mem takes the least memory",
+    "--mem-gb": "--low-mem takes the least memory",
+    "--boilerplate-only": "--reports-only writes the methods text, too",
+    "--real-fraction": "use --set synthesis.real_fraction=F finetuning_synthesis.real_fraction=F",
+    "--steps": "use --set steps=N",
+    "--voxel-size": "use --set voxel_size=MM",
+}
+"""Options that there were, and what took their place."""
 
-    parse.__name__ = f"positive {kind.__name__}"
-    return parse
+
+def refuse_gone(words: Sequence[str]) -> None:
+    """Raise `Usage` for an option that there is no more."""
+    for word in words:
+        if (name := word.split("=")[0]) in GONE:
+            raise Usage(f"{name} is gone: {GONE[name]}.")
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+_positive_int.__name__ = "positive int"  # in messages
 
 
 def _fraction(text: str) -> float:
@@ -75,7 +92,6 @@ def build_parser() -> Parser:
         epilog="Both levels in one call: singlestrip-bids BIDS_DIR OUTPUT_DIR group participant",
         allow_abbrev=False,
     )
-    positive_int, positive_float = _positive(int), _positive(float)
     parser.add_argument("bids_dir", type=Path, help="BIDS dataset; nothing is written into it")
     parser.add_argument("output_dir", type=Path, help="derivative dataset to write")
     parser.add_argument(
@@ -103,17 +119,12 @@ def build_parser() -> Parser:
         help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
         f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
     )  # fmt: skip
-
     which.add_argument(
         "--bids-database-dir", type=Path, metavar="DIR",
         help="take the names of files from a pybids index in DIR, which is made if there is none; "
         "remove it when files were added (default: look into the folders)",
     )  # fmt: skip
-    which.add_argument(
-        "--skip-bids-validation", action="store_true",
-        help="changes nothing, for other BIDS Apps' sake: the whole dataset is never validated, "
-        "but each file that is used is checked",
-    )  # fmt: skip
+    which.add_argument("--skip-bids-validation", action="store_true", help=argparse.SUPPRESS)
 
     label = parser.add_argument_group("the label (group)")
     label.add_argument(
@@ -125,7 +136,6 @@ def build_parser() -> Parser:
         "-d", "--derivatives", type=_derivatives, nargs="+", default=[], metavar="[NAME=]PATH",
         help="look for the mask here instead of in BIDS_DIR/derivatives/*; NAME means nothing",
     )  # fmt: skip
-
     label.add_argument(
         "--suggest-label", action="store_true",
         help="train nothing, but compare scans and say which one is worth labelling",
@@ -139,17 +149,6 @@ def build_parser() -> Parser:
         "else standard on a GPU, quick without)",
     )  # fmt: skip
     training.add_argument(
-        "--voxel-size", type=positive_float, metavar="MM",
-        help="of the model's grid (default: from the labelled brain's size)",
-    )  # fmt: skip
-    training.add_argument(
-        "--real-fraction", type=_fraction, metavar="F",
-        help="share of training images made from real intensities, repainted at random; "
-        "0 = synthetic images alone, as in the paper "
-        f"(default: {QUICK.synthesis.real_fraction}, "
-        f"in fine-tuning {QUICK.finetuning_synthesis.real_fraction})",
-    )  # fmt: skip
-    training.add_argument(
         "--rounds", type=int, choices=range(10), metavar="N",
         help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
     )  # fmt: skip
@@ -159,7 +158,7 @@ def build_parser() -> Parser:
         f"registering the labelled scan; or by both (default: {QUICK.pseudo_labels})",
     )  # fmt: skip
     training.add_argument(
-        "--top-k", type=positive_int, metavar="K",
+        "--top-k", type=_positive_int, metavar="K",
         help="pseudo-labelled scans kept in each round, the best first "
         "(default: half of them, ten at least; the paper: 10)",
     )  # fmt: skip
@@ -169,22 +168,21 @@ def build_parser() -> Parser:
         "accepted ones always",
     )  # fmt: skip
     training.add_argument(
-        "--steps", type=positive_int, metavar="N",
-        help="steps of the first training; the others keep their proportion (default: preset's)",
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
+        help="change settings of the method, for experiments: steps=400 (of the first training; "
+        "the others keep their proportion), voxel_size=4, synthesis.real_fraction=0 ... "
+        "All are in model.json, under method",
     )  # fmt: skip
     training.add_argument(
         "--random-seed", type=_seed, default=0, metavar="N", help="0 or more (default: 0)"
     )
-    training.add_argument(
-        "--sloppy", action="store_true", help="a useless model in seconds: to try the plumbing"
-    )
+    training.add_argument("--sloppy", action="store_true", help=argparse.SUPPRESS)
 
     masking = parser.add_argument_group("masking (participant)")
     masking.add_argument(
         "--model", type=Path, metavar="DIR",
         help="code/singlestrip folder of an earlier group run (default: that of OUTPUT_DIR)",
     )  # fmt: skip
-
     masking.add_argument(
         "--overwrite", action="store_true",
         help="make masks anew that are there by the same model from the same scan "
@@ -216,23 +214,17 @@ def build_parser() -> Parser:
 
     how = parser.add_argument_group("how to run")
     how.add_argument(
-        "--device",
-        default="auto",
+        "--device", default="auto",
         help="auto, cpu, cuda or cuda:N (default: a GPU if there is one)",
-    )
+    )  # fmt: skip
     how.add_argument(
-        "--nprocs", "--nthreads", "--n-cpus", type=positive_int, metavar="N",
+        "--nprocs", "--nthreads", "--n-cpus", type=_positive_int, metavar="N",
         help="CPUs to use in all (default: all). With more than one, participant reads the next "
         "scan and writes the last one while this one is computed",
     )  # fmt: skip
     how.add_argument(
-        "--omp-nthreads", type=positive_int, metavar="N",
+        "--omp-nthreads", type=_positive_int, metavar="N",
         help="CPU threads of the computing itself (default: --nprocs)",
-    )  # fmt: skip
-    how.add_argument(
-        "--mem", "--mem-gb", type=positive_float, metavar="GB",
-        help="memory that participant may take: below 1.2 as --low-mem, and a scan that needs "
-        "more fails with a message (default: no limit)",
     )  # fmt: skip
     how.add_argument(
         "--low-mem", action="store_true",
@@ -255,11 +247,8 @@ def build_parser() -> Parser:
     )  # fmt: skip
     how.add_argument(
         "--reports-only", action="store_true",
-        help="make no mask: draw those on disk and write the pages again",
-    )  # fmt: skip
-    how.add_argument(
-        "--boilerplate-only", action="store_true",
-        help="write the methods text in OUTPUT_DIR/logs again, and nothing else",
+        help="train nothing, make no mask: draw what is on disk, write the pages and the methods "
+        "text again",
     )  # fmt: skip
     how.add_argument("-v", "--verbose", action="count", default=0, help="log more")
     return parser

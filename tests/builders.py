@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from singlestrip_bids import cli
+from singlestrip_bids.bids import fmriprep, outputs
+from singlestrip_bids.bids.outputs import Masked, Request
+from singlestrip_bids.bids.scans import Scan, find_scans
+from singlestrip_bids.config import PRESETS, RunConfig
+from singlestrip_bids.image import nifti
+from singlestrip_bids.image.brain import Brain
+from singlestrip_bids.image.grid import Grid, conform
 
+HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([-1.0, 1.5, 2.0, 1.0])
 OTHER_AFFINE = np.diag([-1.0, 1.5, 2.5, 1.0])
 MODEL = Path("code/singlestrip")
+ORIENTATIONS = [
+    "".join(codes)
+    for signs in itertools.product("LR", "PA", "SI")
+    for codes in itertools.permutations(signs)
+]
+STAMP = {"ModelSHA256": "m", "ModelCardSHA256": "c", "SourceSHA256": "s"}
 LABEL = Path("derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
 
 
@@ -65,6 +81,11 @@ def axes(codes: str) -> np.ndarray:
     return matrix
 
 
+def turned(codes: str, degrees: tuple[float, ...] = (9, -12, 20)) -> np.ndarray:
+    """Directions of axes named such as LAS, turned by angles about x, y and z (3, 3)."""
+    return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ axes(codes)
+
+
 def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
@@ -106,3 +127,39 @@ def run(bids: Path, out: Path, *words: str) -> int:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open() as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
+
+
+def found(image: nifti.Image, mask: np.ndarray, **options: object) -> Brain:
+    """What a model returns that finds this mask."""
+    conformed = conform(mask.astype(np.float32), image.affine, Grid(2.0, 8, 4))
+    evidence = dict.fromkeys(outputs.EVIDENCE, 0.9)
+    rebuilt = conformed.data > 0.5
+    return Brain(image, mask, conformed, rebuilt, 0.9, (0.8, 0.95), evidence, **options)
+
+
+def masked(scan: Scan, mask: np.ndarray | None = None, **options: object) -> Masked:
+    """A scan with a mask, that of all voxels if none is given."""
+    image = nifti.load(scan.path)
+    mask = np.ones(image.data.shape, bool) if mask is None else mask
+    return Masked(scan, found(image, mask, **options), STAMP, "sl1.safetensors", 1.0)
+
+
+def participant_config(bids: Path, **options: object) -> RunConfig:
+    """Options of a participant level that writes beside its dataset."""
+    return RunConfig(
+        bids_dir=bids,
+        output_dir=bids.parent / "out",
+        levels=("participant",),
+        method=PRESETS["quick"],
+        **{"modalities": ("T1w", "T2w"), **options},
+    )
+
+
+def hand_over(config: RunConfig, mask: np.ndarray | None = None) -> list[str]:
+    """Write a mask for each scan chosen for fMRIPrep; return the masks in the view."""
+    scans = find_scans(config.bids_dir, config.modalities)
+    request = Request(config, fmriprep.start(config, scans))
+    for one in sorted(request.for_fmriprep, key=str):
+        outputs.write(masked(one, mask), request)
+    view = config.fmriprep_masks
+    return sorted(str(path.relative_to(view)) for path in view.rglob("*.nii.gz"))

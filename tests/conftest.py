@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from builders import listing
 
-from benchmarks.phantoms import write_dataset
 from singlestrip_bids import cli
+from singlestrip_bids.demo.dataset import write_dataset
 
 
 @pytest.fixture(scope="session")

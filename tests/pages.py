@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from singlestrip_bids import derivatives, figures, group_report, reports
+from singlestrip_bids.bids.derivatives import Derivatives, sidecar_path
 from singlestrip_bids.config import PRESETS
+from singlestrip_bids.machine import files
+from singlestrip_bids.report import figures
+from singlestrip_bids.report import group as group_report
+from singlestrip_bids.report import subject as subject_report
 
 CARD = {
     "format": 2,
@@ -60,7 +64,8 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
 
     The n-th subject, from 0, expects a Dice of .99 - n / 2000 or so, so that the last is worst.
     """
-    folder, shown, both = derivatives.model_dir(out), pictures(), sheet()
+    house, shown, both = Derivatives(out), pictures(), sheet()
+    folder = house.model_dir
     scans = [f"sub-{n:04}/anat/sub-{n:04}_T1w.nii.gz" for n in range(count)]
     rows = []
     for n, scan in enumerate(scans):
@@ -76,14 +81,14 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
             "BrainVolumeMl": 1000.0 + 7 * n % 500,
             "ModelSHA256": "abc",
         }
-        derivatives.write_json(derivatives.sidecar_path(mask), fields)
-        for desc, extension in reports.PICTURES.items():
+        files.write_json(sidecar_path(mask), fields)
+        for desc, extension in subject_report.PICTURES.items():
             if drawn or desc == "thumbnail":
-                path = derivatives.figure_path(out, scan, desc, extension)
+                path = house.figure(scan, desc, extension)
                 content = getattr(shown, desc)
-                derivatives.write_bytes(path, content if extension == ".jpg" else content.encode())
+                files.write_bytes(path, content if extension == ".jpg" else content.encode())
         for desc in ("pseudo1", "networks") if drawn else ():
-            derivatives.write_bytes(derivatives.figure_path(out, scan, desc, ".jpg"), both)
+            files.write_bytes(house.figure(scan, desc, ".jpg"), both)
         rows.append(
             {
                 "round": 1,
@@ -97,11 +102,11 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
         )
     apart = [{"scan": scan, "dice": 0.8} for scan in scans[:3]]
     card = {**CARD, "unlabelled": scans, "guard": {**CARD["guard"], "apart": apart}}
-    derivatives.write_json(folder / "model.json", card)
-    derivatives.write_tsv(folder / "scores.tsv", rows)
+    files.write_json(folder / "model.json", card)
+    files.write_tsv(folder / "scores.tsv", rows)
     for name in ("sl1", "round-1", "autoencoder"):
         losses = [{"step": s + 1, "loss": 1 / (s + 1)} for s in range(100)]
-        derivatives.write_tsv(folder / f"{name}_training.tsv", losses)
+        files.write_tsv(folder / f"{name}_training.tsv", losses)
     rng = np.random.default_rng(0)
     for gain, name in enumerate(CARD["guard"]["standings"]):
         dices = rng.uniform(0.6, 0.9, 30) + 0.05 * gain
@@ -114,9 +119,9 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
             {"scan": s, "score": d, "mild": d, "strong": d, "opinion": d - 0.02, "expected": d}
             for s, d in zip(scans, dices, strict=False)
         ]
-        derivatives.write_tsv(folder / f"{name}_copies.tsv", copies)
-        derivatives.write_tsv(folder / f"{name}_sample.tsv", sample)
+        files.write_tsv(folder / f"{name}_copies.tsv", copies)
+        files.write_tsv(folder / f"{name}_sample.tsv", sample)
     if drawn:
-        reports.subject_pages(out, [f"{n:04}" for n in range(count)], card)
-    group_report.write(out, folder)
+        subject_report.write_all(house, [f"{n:04}" for n in range(count)], card)
+    group_report.write(house, folder)
     return scans

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from singlestrip_bids import processes
+from singlestrip_bids.machine import processes
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["singlestrip_bids.cli", "singlestrip_bids.group"])

@@ -18,7 +18,8 @@ from builders import MODEL, listing, run, scan, table
 from safetensors.numpy import load_file
 
 from singlestrip_bids import cli
-from singlestrip_bids.runtime import Runtime
+from singlestrip_bids.machine.runtime import Runtime
+from singlestrip_bids.method.model import suited_preset
 
 
 def weights(out: Path) -> dict[str, np.ndarray]:
@@ -68,9 +69,9 @@ def test_label_whose_field_of_view_ends_at_the_brain(heads, trained, tmp_path, c
     assert run(data, out, "group", "--rounds", "0") == 0
     assert "ends close to its brain" in capfd.readouterr().err
     assert json.loads((out / MODEL / "model.json").read_text())["continued"] is True
-    assert "it was continued beyond, as" in (out / "logs" / "CITATION.md").read_text().replace(
-        "\n", " "
-    )
+    assert "its field of view was extended beyond, as" in (
+        out / "logs" / "CITATION.md"
+    ).read_text().replace("\n", " ")
 
 
 @pytest.mark.parametrize("way", ["network", "registration"])
@@ -117,7 +118,7 @@ def test_a_read_only_dataset_is_enough(heads, tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("unshare cannot make a namespace to mount the dataset in")
     app = [sys.executable, "-m", "singlestrip_bids.cli", str(heads), str(tmp_path / "out")]
-    app += ["group", "participant", "--sloppy", "--steps", "2", "--participant-label", "01"]
+    app += ["group", "participant", "--sloppy", "--set", "steps=2", "--participant-label", "01"]
     script = (
         f"mount --bind '{heads}' '{heads}' && mount -o remount,bind,ro '{heads}' || exit 99; "
         f"touch '{heads}/x' 2>/dev/null && exit 98; exec {shlex.join(app)}"
@@ -148,10 +149,9 @@ def test_the_record_of_a_run_gives_its_model_and_another_seed_another(heads, tra
 
 def test_a_training_goes_on_with_its_preset_on_another_device(trained, tmp_path):
     gpu = Runtime(torch.device("cuda"), bfloat16=True)
-    preset = {}
-    for out in (trained, tmp_path):
-        preset[out] = cli._preset(cli.parse(["in", str(out), "group"]), gpu)
-    assert preset == {trained: "quick", tmp_path: "standard"}
+    assert suited_preset(gpu, trained / MODEL) == "quick"
+    assert suited_preset(gpu, tmp_path / MODEL) == "standard"
+    assert suited_preset(gpu, None) == "standard"  # to mask
 
 
 def test_levels_come_in_their_order():
@@ -187,7 +187,7 @@ def test_a_finished_model_is_left_as_it_is(heads, trained, tmp_path, capfd):
 def start(bids: Path, out: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "singlestrip_bids.cli", str(bids), str(out), "group"]
     return subprocess.Popen(
-        [*command, "--sloppy", "--steps", "150", *words],
+        [*command, "--sloppy", "--set", "steps=150", *words],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")},
@@ -217,7 +217,7 @@ def test_a_killed_training_goes_on_to_the_same_result(heads, tmp_path):
 
 
 def test_sigterm_saves_and_says_so(heads, tmp_path):
-    process = start(heads, tmp_path / "out", "--steps", "100000")
+    process = start(heads, tmp_path / "out", "--set", "steps=100000")
     while not (tmp_path / "out" / "dataset_description.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

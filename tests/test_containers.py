@@ -1,4 +1,4 @@
-"""The recipes of the images, their locked requirements, and the scripts for SLURM."""
+"""The recipe of the images, its locked requirements, and the scripts for SLURM."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from singlestrip_bids import __version__
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("image", "build")
@@ -66,44 +64,58 @@ def hashes(lock: str) -> set[str]:
     return set(re.findall(r"sha256:[0-9a-f]{64}", lock))
 
 
-def test_both_recipes_begin_with_the_same_image():
-    base = pairs(of("ARG")[0])["BASE"].removeprefix("docker.io/library/")
-    assert sections()[""] == ["Bootstrap: docker", f"From: {base}"]
-    assert of("FROM") == ["${BASE} AS build", "${BASE}"]
-
-
-def test_both_recipes_run_the_same_steps():
-    *steps, last = sections()["post"]
-    assert steps == [f"export {of('ENV')[0]}", *of("RUN")]
-    assert last == "rm -r /src"  # Docker's first stage is not kept either
-
-
-def test_both_recipes_copy_the_same_files():
-    copied = set()
-    for words in (rest.split() for rest in of("COPY")[:-1]):
-        *names, target = words
-        for name in names:
-            copied.add(f"{name} {target}{name}" if target[-1] == "/" else f"{name} {target}")
-    assert set(sections()["files"]) == copied
+def test_both_images_are_made_by_the_one_recipe():
+    call = "sh /src/requirements/install.sh"
+    assert of("RUN") == [f"{call} packages", f"{call} app"]  # a layer each
+    assert sections()["post"] == [f"{call} packages app", "rm -r /src"]
     assert final("COPY") == "--from=build /opt/singlestrip /opt/singlestrip"
-    names = {line.split()[0] for line in sections()["files"]}
+
+
+def test_the_recipe_installs_by_hashes_and_checks_what_it_has_installed():
+    lines = [line.strip() for line in text("requirements/install.sh").splitlines()]
+    assert "set -eu" in lines
+    *installs, last = [line.removeprefix('"$pip" ') for line in lines if line[:6] == '"$pip"']
+    assert last == "check"
+    for name in LOCKS:
+        (install,) = [line for line in installs if f"/src/requirements/{name}.txt" in line]
+        assert install.startswith("install --require-hashes ")
+    assert installs[-1] == "install --no-deps --no-build-isolation /src"
+    assert subprocess.run(["sh", ROOT / "requirements/install.sh"]).returncode != 0  # no step
+
+
+def test_both_images_copy_what_the_app_is_built_from():
+    project = tomllib.loads(text("pyproject.toml"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    names = {"requirements", "pyproject.toml", project["project"]["readme"]}
+    names |= {*project["project"]["license-files"], *wheel["packages"]}
+    names |= set(wheel.get("force-include", ()))
     assert {line[1:] for line in text(".dockerignore").splitlines() if line[:1] == "!"} == names
+    assert set(sections()["files"]) == {f"{name} /src/{name}" for name in names}
+    assert of("COPY")[:-1] == ["requirements /src/requirements", ". /src"]
     assert all((ROOT / name).exists() for name in names)
 
 
-def test_both_recipes_set_the_same_environment():
+def test_both_images_are_alike_to_those_who_run_them():
+    base = pairs(of("ARG")[0])["BASE"].removeprefix("docker.io/library/")
+    assert of("FROM") == ["${BASE} AS build", "${BASE}"]
+    assert sections()[""] == ["Bootstrap: docker", f"From: {base}"]
+    assert base.startswith(f"python:{MADE_BY.split()[4]}-")
     exported = " ".join(line.removeprefix("export ") for line in sections()["environment"])
     assert pairs(exported) == pairs(final("ENV"))
     assert pairs(exported)["PYTHONNOUSERSITE"] == "1"
+    assert sections()["runscript"] == ["exec " + final("ENTRYPOINT").strip('["]') + ' "$@"']
 
 
-def test_both_recipes_start_the_same_program_and_carry_the_same_labels():
-    program = final("ENTRYPOINT").strip('["]')
-    assert sections()["runscript"] == [f'exec {program} "$@"']
+def test_both_images_say_what_the_package_says_and_no_version():
+    project = tomllib.loads(text("pyproject.toml"))["project"]
     labels = dict(line.split(" ", 1) for line in sections()["labels"])
     assert labels == pairs(final("LABEL"))
-    assert labels["org.opencontainers.image.version"] == __version__
-    assert pairs(final("ENV"))["SINGLESTRIP_CONTAINER"] == f"singlestrip-bids:{__version__}"
+    said = {"title": "name", "description": "description", "licenses": "license"}
+    wanted = {f"org.opencontainers.image.{label}": project[key] for label, key in said.items()}
+    assert labels == wanted
+    assert pairs(final("ENV"))["SINGLESTRIP_CONTAINER"] == project["name"]  # the code adds its own
+    for name in ("Dockerfile", "Singularity.def", "requirements/install.sh"):
+        assert not re.search(r"\d\.\d+\.\d", text(name))
 
 
 def test_hadolint_finds_nothing():

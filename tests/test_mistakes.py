@@ -159,10 +159,10 @@ def test_a_bad_scan_where_none_is_ranked(bids, tmp_path, capfd):
     scan(bids, "03").write_bytes(b"not an image")
     out = tmp_path / "out"
     for _ in range(2):  # what failed is tried again
-        code = run(bids, out, "group", "--rounds", "0", "--steps", "2")
+        code = run(bids, out, "group", "--rounds", "0", "--set", "steps=2")
         complaint(capfd, code, 1, "1 of 3 unlabelled scans could not be used", "sub-03_T2w")
         assert json.loads((out / MODEL / "model.json").read_text())["network"] == "sl1.safetensors"
-    code = run(bids, out, "group", "--rounds", "0", "--steps", "2", "--stop-on-first-crash")
+    code = run(bids, out, "group", "--rounds", "0", "--set", "steps=2", "--stop-on-first-crash")
     complaint(capfd, code, 1, "Stopped at the first scan that failed", "sub-03_T2w")
 
 

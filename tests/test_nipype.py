@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from singlestrip_bids.derivatives import read_json
+from singlestrip_bids.machine.files import read_json
 
 REASON = "needs the extra nipype"
 nipype = pytest.importorskip("nipype", reason=REASON)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from builders import MODEL, scan
 
-from singlestrip_bids import cli, group, records
+from singlestrip_bids import cli, group
 from singlestrip_bids.errors import BadData, NoInput
+from singlestrip_bids.machine import runlog
 
 
 def mask(bids: Path, trained: Path, out: Path, *words: str) -> int:
@@ -132,8 +133,19 @@ def test_what_a_run_leaves(heads, trained):
 
 def test_the_record_gives_the_same_options(tmp_path):
     words = [
-        *("in", "out", "group", "--preset", "quick", "--steps", "7", "--sloppy", "--rounds", "2"),
-        *("--modalities", "T1w", "bold", "--voxel-size", "3.5", "--border-mm", "-1.5"),
+        *(
+            "in",
+            "out",
+            "group",
+            "--preset",
+            "quick",
+            "--sloppy",
+            "--rounds",
+            "2",
+            "--set",
+            "steps=7",
+        ),
+        *("--modalities", "T1w", "bold", "--set", "voxel_size=3.5", "--border-mm", "-1.5"),
         *("--participant-label", "01", "02", "--session-id", "a", "--random-seed", "4"),
         *("-d", "mine=some/where", "other", "--label-mask", "m.nii", "--output", "brain"),
     ]
@@ -142,10 +154,11 @@ def test_the_record_gives_the_same_options(tmp_path):
     path.write_text(json.dumps({"options": cli.options_of(first)}, default=str))
     again = cli.parse(["in", "out", "group", "--config-file", str(path)])
     assert cli.options_of(again) == cli.options_of(first)
-    assert cli.method_from(again, "quick") == cli.method_from(first, "quick")
+    assert first.set == ["steps=7", "voxel_size=3.5"]
     assert first.derivatives == [Path("some/where").absolute(), Path("other").absolute()]
-    other = cli.parse(["in", "out", "group", "--config-file", str(path), "--steps", "9"])
-    assert (other.steps, other.rounds, other.modalities) == (9, 2, ["T1w", "bold"])
+    other = cli.parse(["in", "out", "group", "--config-file", str(path), "--set", "steps=9"])
+    assert other.set == ["steps=7", "voxel_size=3.5", "steps=9"]  # the last one counts
+    assert (other.rounds, other.modalities) == (2, ["T1w", "bold"])
 
 
 def test_ratings_are_kept_with_the_record(tmp_path):
@@ -201,10 +214,11 @@ def test_the_number_of_threads_is_settled(tmp_path, words, number):
     ("content", "code", "word"),
     [
         ("{", 65, "not readable JSON"),
-        ('{"steps": 3}', 65, "has no options"),
-        ('{"options": {"steps": {}}}', 65, "steps is {}"),
+        ('{"rounds": 3}', 65, "has no options"),
+        ('{"options": {"rounds": {}}}', 65, "rounds is {}"),
         ('{"options": {"label_mask": "\\u0000"}}', 65, "null character"),
-        ('{"options": {"steps": "many"}}', 64, "config.json): error: argument --steps"),
+        ('{"options": {"rounds": "many"}}', 64, "config.json): error: argument --rounds"),
+        ('{"options": {"steps": 40}}', 64, "--steps is gone: use --set steps=N"),
         ('{"options": {"colour": "red"}}', 64, "--colour=red"),
         ('{"options": {"levels": ["x"]}}', 64, "--levels"),
     ],
@@ -240,17 +254,17 @@ def test_an_error_nobody_foresaw(heads, tmp_path, capfd, monkeypatch):
 
 class TestReportCrash:
     def test_a_known_error_is_its_message(self, tmp_path):
-        note = records.report_crash(tmp_path, "sub-01.nii.gz", BadData("sub-01.nii.gz: cut"))
+        note = runlog.report_crash(tmp_path, "sub-01.nii.gz", BadData("sub-01.nii.gz: cut"))
         (crash,) = tmp_path.iterdir()
         assert note == f"sub-01.nii.gz: cut [{crash}]"
 
     def test_any_other_names_the_scan(self):
-        note = records.report_crash(None, Path("/x/sub-01.nii.gz"), IndexError("pop"))
+        note = runlog.report_crash(None, Path("/x/sub-01.nii.gz"), IndexError("pop"))
         assert note == "/x/sub-01.nii.gz: IndexError('pop')"
 
     def test_two_at_once(self, tmp_path):
         for _ in range(2):
-            records.report_crash(tmp_path, "a.nii", NoInput("gone"))
+            runlog.report_crash(tmp_path, "a.nii", NoInput("gone"))
         assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -258,6 +272,6 @@ def test_a_fault_before_the_levels_is_a_message(heads, tmp_path, monkeypatch, ca
     def broken(*_):
         raise RuntimeError("no driver")
 
-    monkeypatch.setattr("singlestrip_bids.runtime.start", broken)
+    monkeypatch.setattr("singlestrip_bids.machine.runtime.start", broken)
     assert cli.main([str(heads), str(tmp_path / "out"), "group"]) == 1
     assert "no driver" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import fuzz, jobs, kills
+from benchmarks.stress import fuzz, jobs, kills
 
 MODEL = Path("code/singlestrip")
 
@@ -38,7 +38,7 @@ def test_several_jobs_write_the_same_scans_to_one_folder(heads, trained, tmp_pat
 
 
 def test_an_array_of_jobs(heads, trained, tmp_path):
-    """The one of 50 jobs is benchmarks.jobs."""
+    """The one of 50 jobs is benchmarks.stress.jobs."""
     found = jobs.compare(heads, trained / MODEL, tmp_path, 5)
     assert found.pop("seconds") > 0
     assert found == {
@@ -56,10 +56,10 @@ def test_an_array_of_jobs(heads, trained, tmp_path):
 
 @pytest.mark.parametrize("level", ["group", "participant"])
 def test_killed_at_a_random_moment(heads, trained, tmp_path, level):
-    """The longer run of this is benchmarks.kills."""
+    """The longer run of this is benchmarks.stress.kills."""
     draw = random.Random(4)
     words = [level, "--participant-label", "01", "02"]
-    words += ["--model", str(trained / MODEL)] if level == "participant" else ["--steps", "5"]
+    words += ["--model", str(trained / MODEL)] if level == "participant" else ["--set", "steps=5"]
     (row,) = kills.rounds(heads, tmp_path, words, 1, draw)
     moment, half, _, code, same = row
     assert moment > 0
@@ -79,7 +79,7 @@ def test_half_files_are_seen(trained, tmp_path):
 
 
 def test_a_short_fuzz(trained, tmp_path):
-    """The longer run of this is benchmarks.fuzz."""
+    """The longer run of this is benchmarks.stress.fuzz."""
     labels = [*fuzz.fuzz_labels(tmp_path, 30, seed=3)]
     images = [*fuzz.fuzz_images(trained / MODEL, tmp_path, 12, seed=3)]
     files = [*fuzz.fuzz_files(trained / MODEL, tmp_path, 20, seed=3)]

@@ -19,8 +19,8 @@ import pytest
 from builders import MODEL
 from safetensors.numpy import load_file
 
-from singlestrip_bids import runtime
-from singlestrip_bids.metrics import dice
+from singlestrip_bids.image.masks import dice
+from singlestrip_bids.machine import runtime
 
 
 def torchrun(
@@ -59,7 +59,7 @@ def worker(agent: int, rank: int) -> int:
 
 
 def mask(path: Path) -> np.ndarray:
-    """Read a mask, or a pseudo-mask as it lies between ranking and training."""
+    """Read a mask, or a pseudo-label as it lies between ranking and training."""
     if path.suffix == ".gz":
         return np.asarray(nib.load(path).dataobj) > 0
     packed = zlib.decompress(load_file(path)["mask"].tobytes())

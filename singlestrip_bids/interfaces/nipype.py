@@ -43,20 +43,16 @@ class SingleStrip(SimpleInterface):
     mem_gb = 2.0
 
     def _run_interface(self, runtime: Any) -> Any:
-        from .. import derivatives, model, participant, volume  # slow to import
-        from ..runtime import start
+        from .. import load_model  # slow to import
 
-        machine = start(self.inputs.device, self.inputs.num_threads)
-        trained = model.load(Path(self.inputs.model), machine)
-        image = volume.load(Path(self.inputs.in_file))
-        brain = participant.find_brain(image, trained, machine)
+        model = load_model(self.inputs.model, self.inputs.device, self.inputs.num_threads)
+        brain = model.mask(self.inputs.in_file)
         _, name, _ = split_filename(self.inputs.in_file)
         path = Path(runtime.cwd) / f"{name}_mask.nii.gz"
-        derivatives.write_mask(path, brain.mask, image.nifti)
-        expected, *interval = brain.expected
+        brain.save(path)
         self._results = {
             "out_mask": str(path),
-            "expected_dice": expected,
-            "expected_dice_interval": tuple(interval),
+            "expected_dice": brain.expected_dice,
+            "expected_dice_interval": brain.interval,
         }
         return runtime

@@ -1,0 +1,1 @@
+"""The app under hard terms: damaged files, kills, arrays of jobs, large datasets, containers."""

@@ -1,0 +1,1 @@
+"""The dataset: scans, the label, what is written."""

@@ -1,0 +1,1 @@
+"""Images as arrays: read, put on a grid and back, masks."""

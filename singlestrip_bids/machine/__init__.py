@@ -1,0 +1,1 @@
+"""The computer: device, processes, files, progress, what a run leaves for tracing it."""

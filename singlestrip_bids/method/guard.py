@@ -1,0 +1,395 @@
+"""Does the fine-tuned network replace SL-1? Decided without any further label.
+
+Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
+sample of the unlabelled scans, where the Dice to be expected of each mask is read from its
+calibration. Bad pseudo-labels teach a network to do worse on either. The calibration is learnt
+here, too: on the copies of the label, on the unlabelled scans and on corrupted copies of those,
+under the propagated label.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..bids.scans import Scan
+from ..config import SynthesisConfig
+from ..image.grid import Conformed
+from ..image.masks import Mask, blank, box, dice, pack, unpack
+from ..machine import files
+from ..machine.progress import Progress
+from ..machine.runtime import check_stop, describe, mix_seed
+from . import model
+from .classes import Source
+from .expected_dice import Calibration, Evidence, line_through, segment
+from .inference import mask_from
+from .networks import Autoencoder
+from .pseudolabels import masks_of, propagate_labels, spread
+from .synthesis import training_batch
+from .trainer import Trained, Trainer, round_name
+
+LOG = logging.getLogger("singlestrip_bids")
+
+LABEL = "label"  # what copies of labelled scans are of
+HARDEST = {
+    "rotation_deg": 45.0,
+    "scaling": 0.35,
+    "warp": 0.05,
+    "blur": 0.06,
+    "noise": 0.3,
+    "bias": 0.8,
+    "gamma": 0.8,
+    "crop": 0.45,
+    "slice_thickness": 0.08,
+}  # ranges of the worst copies; those of the mildest are fine-tuning's
+
+
+@dataclass(frozen=True)
+class Head:
+    """A scan with a mask, from which copies are made."""
+
+    of: str  # `LABEL`, or the path of an unlabelled scan in the dataset
+    read: Callable[[], Source]  # not before its turn, since there may be many
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A corrupted copy of a head, and how its mask came out."""
+
+    number: int  # from 1, the mildest, to the hardest
+    of: str  # as of the head
+    evidence: Evidence  # of the mask
+    dice: float  # of the mask with the head's mask, corrupted alike
+
+
+def try_copies(
+    trainer: Trainer, heads: Sequence[Head], one: Trained, autoencoder: Autoencoder, what: str
+) -> list[Copy]:
+    """Mask corrupted copies of heads, taken in random order, and compare with their masks.
+
+    They come from mild to hard; of no heads there are none.
+    """
+    found = list[Copy]()
+    numbers = range(trainer.method.trials if heads else 0)
+    heads = Random(trainer.method.seed).sample(heads, min(len(heads), len(numbers)))
+    with Progress(f"{one.name}: copies of {what}", len(numbers)) as progress:
+        for place, head in enumerate(heads):
+            origin = head.read()
+            for number in numbers[place :: len(heads)]:
+                check_stop()
+                conformed, target = _corrupt(trainer, origin, number)
+                seen = segment(one.network, autoencoder, conformed, trainer.runtime)
+                found.append(Copy(number + 1, head.of, seen.evidence, dice(seen.mask, target)))
+                progress.step(f"Dice {found[-1].dice:.3f}")
+    return sorted(found, key=lambda copy: copy.number)
+
+
+def _corrupt(trainer: Trainer, origin: Source, number: int) -> tuple[Conformed, NDArray[np.bool_]]:
+    """One corrupted copy of a head, and its mask."""
+    ranges = severity(trainer.method.finetuning_synthesis, number / (trainer.method.trials - 1))
+    generator = trainer.runtime.generator(mix_seed(trainer.method.seed, 2), number)
+    image, target = training_batch(generator, [origin], trainer.method.size, ranges)
+    data = image[0, 0].cpu().numpy()
+    conformed = Conformed(data, np.eye(4), _hull(data != 0))
+    return conformed, target[0, 0].cpu().numpy() > 0.5
+
+
+def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Smallest box around a mask: the field of view."""
+    hull = np.zeros_like(mask)
+    hull[box(mask)] = True
+    return hull
+
+
+def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
+    """Ranges of the copies of a share (0 to 1) of the way from the mildest to the hardest."""
+    way = {
+        name: getattr(mildest, name) + share * (hardest - getattr(mildest, name))
+        for name, hardest in HARDEST.items()
+    }
+    return replace(mildest, **way)
+
+
+SAMPLE = 24  # unlabelled scans looked at
+PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
+TOLERANCE = 0.01  # by which the later network may seem worse in either way
+APART = 4  # unlabelled scans on which both networks are shown
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one network does without further labels."""
+
+    copies: float  # mean Dice on the corrupted copies of the labelled scans
+    pool: float | None  # mean expected Dice of the sample, 0 for a mask of implausible volume
+
+    def harms(self, before: Standing) -> list[str]:
+        """Name what is clearly worse than it was with another network."""
+        ways = {
+            "copies of the label": (before.copies, self.copies),
+            "unlabelled scans": (before.pool or 0.0, self.pool or 0.0),
+        }
+        return [
+            f"{what} ({self_:.3f} against {other:.3f})"
+            for what, (other, self_) in ways.items()
+            if self_ < other - TOLERANCE
+        ]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Masks of one unlabelled scan, by the first and by the last network, and their Dice."""
+
+    scan: Scan
+    masks: tuple[Mask, Mask]
+    dice: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The network that is used, its calibration, why, and where both networks differ most."""
+
+    name: str
+    calibration: Calibration
+    standings: Mapping[str, Standing]
+    apart: Sequence[Apart] = ()
+    sample: int = 0  # unlabelled scans that were looked at
+    failed: Mapping[str, str] = field(default_factory=dict)  # scans that cannot be read, and why
+
+    @property
+    def reason(self) -> str:
+        """One sentence for people."""
+        if len(self.standings) == 1:
+            return "There is no other network."
+        (first, before), (last, after) = self.standings.items()
+        if harms := after.harms(before):
+            return f"{last} is worse than {first} on {' and on '.join(harms)}."
+        return f"{last} is not worse than {first}, on copies of the label and on unlabelled scans."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the card."""
+        standings = {name: asdict(standing) for name, standing in self.standings.items()}
+        apart = [{"scan": one.scan.relative, "dice": one.dice} for one in self.apart]
+        return {
+            "kept": self.name,
+            "reason": self.reason,
+            "standings": standings,
+            "apart": apart,
+            "sample": self.sample,
+            "failed": list(self.failed),
+        }
+
+
+def sample_of(pool: Sequence[Scan]) -> list[Scan]:
+    """Take the unlabelled scans that are looked at, from all over the pool."""
+    return spread(pool, SAMPLE)
+
+
+def complete(
+    trainer: Trainer,
+    pool: Sequence[Scan],
+    sources: Sequence[Source],
+    candidates: Sequence[Trained],
+    autoencoder: Autoencoder,
+    facts: dict[str, Any],
+) -> Verdict | None:
+    """Choose the network and write the card; None if that was done before, from the same.
+
+    ``pool`` are the unlabelled scans that can be read, ``candidates`` the first and the last
+    network, or one; ``facts`` say what the model is learnt from.
+    """
+    folder = trainer.folder
+    names = ["autoencoder", *(one.name for one in candidates)]
+    made = [folder / f"{name}.safetensors" for name in names]
+    made += [scan.path for scan in sample_of(pool)]
+    key = files.fingerprint(facts, __version__, [_checksum(path) for path in made])
+    if model.made_of(folder) == key:
+        model.confirm(folder)
+        LOG.info("Model: %s, finished before.", folder)
+        return None
+    verdict = choose(trainer, pool, sources, candidates, autoencoder)
+    network = f"{verdict.name}.safetensors"
+    card = {
+        "network": network,
+        "self_trained": verdict.name != "sl1",
+        "guard": verdict.to_dict(),
+        "threshold": files.load_tensors(folder / network)[1].get("threshold"),
+        "calibration": asdict(verdict.calibration),
+        **facts,
+        "versions": describe(trainer.runtime.device),
+        "fingerprint": "" if verdict.failed else key,  # what failed is tried again
+    }
+    model.write_card(folder, card)
+    LOG.info("Model: %s (%s).", folder, verdict.name)
+    return verdict
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError:  # what cannot be read fails where it is used
+        return ""
+
+
+def choose(
+    trainer: Trainer,
+    pool: Sequence[Scan],
+    sources: Sequence[Source],
+    candidates: Sequence[Trained],
+    autoencoder: Autoencoder,
+) -> Verdict:
+    """Choose between the first and the last network; parameters as of `complete`."""
+    drawn, several = sample_of(pool), len(candidates) > 1
+    opinions, failed = _second_opinions(trainer, drawn, sources, ranked=several)
+    sample = [scan for scan in drawn if scan.relative not in failed]
+    others = [
+        Head(scan.relative, partial(_under_label, trainer, scan, mask))
+        for scan, mask in zip(sample, opinions, strict=True)
+        if not blank(mask)
+    ]
+    labelled = [Head(LABEL, partial(_at_hand, source)) for source in sources]
+    calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
+    for one in candidates:
+        copies = [
+            try_copies(trainer, heads, one, autoencoder, what)
+            for heads, what in ((labelled, "the label"), (others, "unlabelled scans"))
+        ]
+        _write_copies(trainer, one.name, copies[0] + copies[1])
+        seen = _seen(trainer, sample, opinions, one, autoencoder)
+        calibrations[one.name] = line = _calibrate(copies[0] + copies[1], seen)
+        expected = [line.expect(mask.evidence)[0] * mask.plausible for mask in seen]
+        on_copies = float(np.mean([copy.dice for copy in copies[0]]))
+        standings[one.name] = Standing(on_copies, float(np.mean(expected)) if expected else None)
+        masks.append(seen)
+        _write_sample(trainer, one.name, sample, seen, expected)
+    first, last = candidates[0].name, candidates[-1].name
+    kept = first if standings[last].harms(standings[first]) else last
+    apart = _most_apart(sample, *masks) if sample and several else []
+    verdict = Verdict(kept, calibrations[kept], standings, apart, len(sample), failed)
+    level = logging.INFO if kept == last else logging.WARNING
+    LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of one unlabelled scan's mask."""
+
+    evidence: Evidence
+    plausible: bool  # in volume
+    opinion: float | None  # Dice with the propagated label, unless that is empty
+    packed: bytes
+    shape: tuple[int, ...]
+
+    @property
+    def mask(self) -> Mask:
+        """The mask, which is packed because there may be many."""
+        return unpack(self.packed, self.shape)
+
+
+def _second_opinions(
+    trainer: Trainer, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
+) -> tuple[list[bytes], dict[str, str]]:
+    """Propagate the label to each scan, unless that was done to rank it.
+
+    Return packed masks, and which scans have none, and why.
+    """
+    packed, failed = [], {}
+    with Progress("second opinions", len(sample)) as progress:
+        for scan in sample:
+            check_stop()
+            found = masks_of(trainer, scan, round_name(1)) if ranked else {}
+            propagated = found.get("propagated")
+            try:
+                if propagated is None:
+                    made = propagate_labels(trainer, trainer.conform(scan), sources)
+                    propagated = mask_from(made)
+                packed.append(pack(propagated))
+            except Exception as error:  # one bad scan never stops the others
+                failed[scan.relative] = trainer.note(scan, error)
+            progress.step(scan.name)
+    return packed, failed
+
+
+def _seen(
+    trainer: Trainer,
+    sample: Sequence[Scan],
+    opinions: Sequence[bytes],
+    one: Trained,
+    autoencoder: Autoencoder,
+) -> list[_Seen]:
+    """Mask each scan of the sample."""
+    found = []
+    with Progress(f"guard: {one.name}", len(sample)) as progress:
+        for scan, propagated in zip(sample, opinions, strict=True):
+            check_stop()
+            conformed, frame = trainer.conform(scan), trainer.frame
+            seen = segment(one.network, autoencoder, conformed, trainer.runtime)
+            share = seen.mask.sum() * frame.grid.voxel_size**3 / 1000 / frame.brain_ml
+            plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
+            second = unpack(propagated, seen.mask.shape)
+            opinion = dice(seen.mask, second) if second.any() else None
+            packed = pack(seen.mask)
+            found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
+            progress.step(scan.name)
+    return found
+
+
+def _write_sample(
+    trainer: Trainer,
+    name: str,
+    sample: Sequence[Scan],
+    seen: Sequence[_Seen],
+    expected: Sequence[float],
+) -> None:
+    """Keep what was seen of each unlabelled scan, for pages and for people."""
+    rows = [
+        {"scan": scan.relative, **asdict(one.evidence), "opinion": one.opinion, "expected": value}
+        for scan, one, value in zip(sample, seen, expected, strict=True)
+    ]
+    files.write_tsv(trainer.folder / f"{name}_sample.tsv", rows)
+
+
+def _most_apart(
+    sample: Sequence[Scan], first: Sequence[_Seen], last: Sequence[_Seen]
+) -> list[Apart]:
+    """Find the scans on which two networks differ most, the most different first."""
+    overlaps = [dice(a.mask, b.mask) for a, b in zip(first, last, strict=True)]
+    places = np.argsort(overlaps, kind="stable")[:APART].tolist()
+    return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
+
+
+def _at_hand(source: Source) -> Source:
+    return source
+
+
+def _under_label(trainer: Trainer, scan: Scan, packed: bytes) -> Source:
+    """Read an unlabelled scan; its mask is the propagated label."""
+    conformed = trainer.conform(scan)
+    return trainer.source(conformed, unpack(packed, conformed.data.shape))
+
+
+def _calibrate(copies: Sequence[Copy], sample: Sequence[_Seen]) -> Calibration:
+    """Fit the line to all masks with something to compare them with."""
+    known = [(one.evidence, one.dice) for one in copies]
+    known += [(one.evidence, one.opinion) for one in sample if one.opinion is not None]
+    evidence, truth = zip(*known, strict=True)
+    return line_through(evidence, truth)
+
+
+def _write_copies(trainer: Trainer, name: str, copies: Sequence[Copy]) -> None:
+    """Keep what was seen of every copy, for pages and for people."""
+    rows = [
+        {"copy": one.number, "of": one.of, **asdict(one.evidence), "dice": one.dice}
+        for one in copies
+    ]
+    files.write_tsv(trainer.folder / f"{name}_copies.tsv", rows)

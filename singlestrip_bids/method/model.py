@@ -1,0 +1,249 @@
+"""A trained model as a folder: networks in safetensors and ``model.json``, its card."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from ..bids.label import Label
+from ..bids.ratings import Ratings
+from ..bids.scans import Scan
+from ..config import PRESETS, AutoencoderConfig, MethodConfig, NetworkConfig
+from ..errors import BadData, NoInput, ScanFailed
+from ..image import nifti
+from ..image.brain import Brain
+from ..image.grid import Conformed, Frame, Grid, restore_mask
+from ..image.nifti import Image
+from ..machine.files import load_tensors, read_json, sha256, write_json
+from ..machine.runtime import Runtime
+from .expected_dice import Calibration, segment
+from .networks import Autoencoder, Network, UNet
+from .training import load_weights
+
+LOG = logging.getLogger("singlestrip_bids")
+
+CARD = "model.json"
+AUTOENCODER = "autoencoder.safetensors"
+_MALFORMED = (LookupError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
+FORMAT = 2  # of the card; others are refused
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks on their device, and what is needed to apply them."""
+
+    folder: Path  # where it was read from
+    network: UNet  # makes masks
+    autoencoder: Autoencoder  # judges their shape
+    calibration: Calibration  # from evidence to an expected Dice
+    frame: Frame  # how scans are brought to the networks' grid
+    card: dict[str, Any]  # of ``model.json``: settings, inputs, versions, checksums
+    runtime: Runtime  # where the networks are
+
+    def mask(self, scan: str | Path | nib.Nifti1Image) -> Brain:
+        """Find the brain in one scan.
+
+        Parameters
+        ----------
+        scan : path or nibabel image
+            NIfTI, with its skull; of a 4D one the mean.
+
+        Returns
+        -------
+        Brain
+            Its ``mask`` and ``probability`` are nibabel images on the scan's own grid.
+
+        Raises
+        ------
+        BadData
+            The scan cannot be read, or it is already skull-stripped.
+        ScanFailed
+            The network found no brain.
+        """
+        in_memory = not isinstance(scan, str | Path)
+        image = nifti.from_memory(scan) if in_memory else nifti.load(Path(scan))
+        return self.find(image, self.frame.conform(image))
+
+    def find(self, image: Image, conformed: Conformed) -> Brain:
+        """Find the brain in an image that is on the networks' grid already; raises as `mask`."""
+        seen = segment(self.network, self.autoencoder, conformed, self.runtime)
+        mask = restore_mask(seen.probability, conformed.affine, image)
+        if not mask.any():
+            raise ScanFailed(
+                f"{image.path}: the network found no brain; look at the scan, or label one like "
+                "it."
+            )
+        expected, *interval = self.calibration.expect(seen.evidence)
+        return Brain(
+            image,
+            mask,
+            Conformed(seen.probability, conformed.affine, conformed.inside),
+            seen.rebuilt,
+            expected,
+            (interval[0], interval[1]),
+            {
+                "QualityScore": seen.evidence.score,
+                "MildContrastAgreement": seen.evidence.mild,
+                "StrongContrastAgreement": seen.evidence.strong,
+            },
+            seen.way,
+        )
+
+    def stamp(self, scan: Path) -> dict[str, str]:
+        """Return the sidecar fields that tell what an output is made of: checksums."""
+        return {
+            "ModelSHA256": self.card["sha256"][self.card["network"]],
+            "ModelCardSHA256": sha256(self.folder / CARD),  # with the calibration
+            "SourceSHA256": sha256(scan),
+        }
+
+
+def facts(
+    labels: Sequence[Label],
+    pool: Sequence[Scan],
+    ratings: Ratings,
+    frame: Frame,
+    method: MethodConfig,
+    extended: bool,
+) -> dict[str, Any]:
+    """Say what a model is learnt from, for its card; ``pool`` are the unlabelled scans.
+
+    ``extended`` tells whether the field of view of a labelled head was.
+    """
+    return {
+        "label": [label.checksums for label in labels],
+        "unlabelled": [scan.relative for scan in pool],
+        "ratings": ratings.to_dict(),
+        "voxel_size_mm": frame.grid.voxel_size,
+        "brain_ml": frame.brain_ml,
+        "head_width": frame.head_width,
+        "continued": extended,
+        "method": method.to_dict(),
+    }
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write the card of the networks in a folder, with their checksums: the model is complete.
+
+    It is plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` and ``head_width``
+    (of the label), ``calibration``, ``method`` and what the reader should know.
+    """
+    names = (card["network"], AUTOENCODER)
+    checksums = {name: sha256(folder / name) for name in names}
+    whole = {"format": FORMAT, **card, "autoencoder": AUTOENCODER, "sha256": checksums}
+    write_json(folder / CARD, whole)
+
+
+def retract(folder: Path) -> None:
+    """Remove the card before a network changes: without one there is no model."""
+    (folder / CARD).unlink(missing_ok=True)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Read the card of a model alone; None if there is none. `BadData` is raised as by `load`."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    card = read_json(path)
+    found = card.get("format")
+    if not isinstance(found, int):
+        raise BadData(f"{path}: not a card of this app; train again.")
+    if found > FORMAT:
+        raise BadData(f"{path}: written by a newer version (format {found}); update.")
+    if found < FORMAT:
+        raise BadData(
+            f"{path}: written by an older version (format {found}); run the group level again: "
+            "it keeps the networks and learns the expected Dice anew."
+        )
+    return card
+
+
+def confirm(folder: Path) -> None:
+    """Set the date of the card to now, by which scripts see that a run has left a model."""
+    write_json(folder / CARD, read_json(folder / CARD))
+
+
+def made_of(folder: Path) -> str:
+    """Return the fingerprint of what a finished model was made of; empty if there is none."""
+    try:
+        return str((read_card(folder) or {}).get("fingerprint", ""))
+    except BadData:  # it is made anew
+        return ""
+
+
+def preset_of(folder: Path) -> str:
+    """Return the preset with which training was begun in a folder; empty if none was."""
+    path = folder / AUTOENCODER  # which is trained first
+    try:
+        return str(load_tensors(path)[1].get("preset", "")) if path.is_file() else ""
+    except BadData:  # it is trained anew
+        return ""
+
+
+def suited_preset(runtime: Runtime, folder: Path | None) -> str:
+    """Choose the preset where none is given: that of a training begun in a folder, if any."""
+    suited = "standard" if runtime.device.type == "cuda" else "quick"
+    begun = preset_of(folder) if folder else suited
+    if begun not in PRESETS:
+        return suited
+    if begun != suited:
+        LOG.info("Preset %s, with which the model here was begun; --preset changes it.", begun)
+    return begun
+
+
+def load(folder: Path, runtime: Runtime) -> Model:
+    """Read a model that the group level has written.
+
+    Raises
+    ------
+    NoInput
+        No model in the folder.
+    BadData
+        A card or a network that is damaged, foreign, or of another version.
+    """
+    path, card = folder / CARD, read_card(folder)
+    if card is None:
+        raise NoInput(
+            f"{folder}: no model ({CARD}) here; run the group level first, or pass --model with "
+            "the code/singlestrip folder of an earlier run."
+        )
+    try:
+        method = card["method"]
+        shape = NetworkConfig(
+            **{**method["network"], "features": tuple(method["network"]["features"])}
+        )
+        network, autoencoder = UNet(shape), Autoencoder(AutoencoderConfig(**method["quality"]))
+        for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
+            _read(net, folder, name, card["sha256"][name])
+        calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
+        lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
+        voxel_size, brain_ml, head_width = lengths
+        grid = Grid(voxel_size, int(method["size"]), shape.multiple)
+        frame = Frame(grid, brain_ml, head_width)
+        _check_numbers(calibration, frame)
+    except _MALFORMED as error:
+        raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
+    networks = runtime.take(network), runtime.take(autoencoder)
+    return Model(folder, *networks, calibration, frame, card, runtime)
+
+
+def _check_numbers(calibration: Calibration, frame: Frame) -> None:
+    """Raise `ValueError` for numbers that no training gives."""
+    if not all(abs(value) < 100 for value in astuple(calibration)):  # NaN is not
+        raise ValueError(f"impossible {calibration}")
+    grid = 0.001 < frame.grid.voxel_size < 1000 and 1 < frame.grid.size <= 1024
+    if not (grid and 0 < frame.brain_ml < 1e6 and 0 < frame.head_width < 1e4):
+        raise ValueError(f"impossible {frame}")
+
+
+def _read(network: Network, folder: Path, name: str, checksum: str) -> None:
+    path = folder / Path(name).name
+    tensors, _ = load_tensors(path)
+    if sha256(path) != checksum:
+        raise BadData(f"{path}: not the network its card was written for; train again.")
+    load_weights(path, network, tensors)

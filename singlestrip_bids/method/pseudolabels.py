@@ -1,0 +1,225 @@
+"""Pseudo-labels of the unlabelled scans: guess, score, keep on disk, select the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..bids.scans import Scan
+from ..errors import BadData
+from ..image.grid import Conformed
+from ..image.masks import Mask, dice, millilitres, pack, unpack
+from ..machine import files
+from ..machine.progress import Progress
+from ..machine.runtime import Runtime, as_memory_allows, check_stop
+from .autoencoder import shape_score
+from .classes import Source
+from .inference import mask_from, predict
+from .networks import Autoencoder, UNet
+from .registration import propagate
+from .trainer import Trainer
+
+T = TypeVar("T")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Take at most so many items, at even distances, first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An unlabelled scan in one round, under its pseudo-label."""
+
+    scan: str  # path within the dataset
+    score: float  # reconstruction Dice of the autoencoder; 0 where there is no mask
+    agreement: float | None  # Dice of the network's mask and the registration's, if both are made
+    volume_ml: float
+    kept: bool = False  # whether the mask trains the next network
+    note: str = ""  # what went wrong, if anything did
+
+    @property
+    def contrast(self) -> str:
+        """BIDS suffix of the scan."""
+        return self.scan.rsplit("_", 1)[-1].split(".", 1)[0]
+
+    @property
+    def rank(self) -> float:
+        """Score, or its mean with the agreement: what decides the order."""
+        return self.score if self.agreement is None else (self.score + self.agreement) / 2
+
+
+def top_k(
+    candidates: Sequence[Candidate], k: int, always: Collection[str] = ()
+) -> list[Candidate]:
+    """Mark k as kept, contrast by contrast, in the order given.
+
+    The best of every contrast (BIDS suffix) comes first, then the others in proportion to its
+    number, so that none is left out because its masks are harder to make. An empty mask is never
+    kept. Scans named in ``always`` are kept besides. Of equal ones the first in the alphabet is
+    kept. SingleStrip, section 2.4, for each contrast.
+    """
+    usable = sorted((c for c in candidates if c.volume_ml > 0), key=lambda c: (-c.rank, c.scan))
+    place: dict[str, float] = {}
+    for contrast in {c.contrast for c in usable}:
+        group = [c.scan for c in usable if c.contrast == contrast]
+        place |= {scan: i / len(group) for i, scan in enumerate(group)}
+    kept = {c.scan for c in sorted(usable, key=lambda c: place[c.scan])[:k]}
+    kept |= {c.scan for c in usable if c.scan in always}
+    return [replace(c, kept=c.scan in kept) for c in candidates]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A pseudo-label (X, Y, Z) on the model's grid, and what came with it by registration."""
+
+    mask: Mask
+    propagated: Mask | None = None  # the labelled mask as registration propagates it
+    agreement: float | None = None  # Dice of that and the network's mask, if both were made
+
+
+Guesser = Callable[[Conformed], Guess]
+Drawer = Callable[[Scan, Conformed, Guess], None]
+
+
+def propagate_labels(
+    trainer: Trainer, conformed: Conformed, sources: Sequence[Source]
+) -> NDArray[np.float32]:
+    """Propagate the labelled masks to a scan and average them: (X, Y, Z) in [0, 1]."""
+
+    def on(machine: Runtime) -> Tensor:
+        image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
+        propagated = [propagate(origin.to(machine.device), image) for origin in sources]
+        return torch.stack(propagated).mean(0).cpu()
+
+    propagated = as_memory_allows(on, trainer.runtime.rungs()).numpy()
+    return np.where(conformed.inside, propagated, np.float32(0))
+
+
+def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
+    """Make the function that guesses a scan's mask by network, by registration or by consensus."""
+
+    def by_network(conformed: Conformed) -> NDArray[np.float32]:
+        return as_memory_allows(
+            lambda machine: predict(network, conformed, machine, trainer.method.copies),
+            trainer.runtime.rungs(),
+        )
+
+    def guess(conformed: Conformed) -> Guess:
+        if way == "network":
+            return Guess(mask_from(by_network(conformed)))
+        second = propagate_labels(trainer, conformed, sources)
+        propagated = mask_from(second)
+        if way == "registration":
+            return Guess(propagated, propagated)
+        first = by_network(conformed)
+        consensus = mask_from(np.float32(0.5) * (first + second))
+        return Guess(consensus, propagated, dice(mask_from(first), propagated))
+
+    return guess
+
+
+def rank(
+    trainer: Trainer,
+    pool: Sequence[Scan],
+    guess: Guesser,
+    autoencoder: Autoencoder,
+    name: str,
+    key: str,
+    always: Collection[str] = (),
+    draw: Drawer | None = None,
+) -> list[Candidate]:
+    """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
+
+    Return them in the order of the pool, the best and those named in ``always`` marked as kept. Of
+    several processes each ranks its share of the scans; all return the same list.
+
+    Every mask is kept on disk as it is made, in a folder of the round's ``name``, so that a
+    ranking that was stopped goes on: if ``key`` is the same, the fingerprint of all that decides
+    masks and scores apart from the scans. Those made now are shown to ``draw``.
+    """
+    found: list[Candidate] = []
+    runtime = trainer.runtime
+    with runtime.share(pool) as own, Progress(f"{name}: ranking", len(own)) as progress:
+        for scan in own:
+            check_stop()
+            try:
+                found.append(_candidate(trainer, scan, guess, autoencoder, name, key, draw))
+            except Exception as error:  # one bad scan never stops the others
+                note = trainer.note(scan, error)
+                found.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
+            progress.step(f"{scan.name} {found[-1].rank:.3f}")
+    candidates = [Candidate(**row) for row in runtime.collect([asdict(one) for one in found])]
+    return top_k(candidates, trainer.method.top_k or max(10, len(pool) // 2), always)
+
+
+def _candidate(
+    trainer: Trainer,
+    scan: Scan,
+    guess: Guesser,
+    autoencoder: Autoencoder,
+    name: str,
+    key: str,
+    draw: Drawer | None,
+) -> Candidate:
+    """Guess and score the mask of one scan, unless that lies on disk already."""
+    path, key = _place(trainer, scan, name), files.fingerprint(key, files.sha256(scan.path))
+    if path.is_file():
+        try:
+            _, card = files.load_tensors(path)
+            if card.get("fingerprint") == key:
+                return Candidate(**card["candidate"])
+        except BadData:
+            pass  # half a file from elsewhere: the mask is made again
+    conformed = trainer.conform(scan)
+    made = guess(conformed)
+    if draw:
+        draw(scan, conformed, made)
+    score, _ = as_memory_allows(
+        lambda machine: shape_score(autoencoder, made.mask, machine), trainer.runtime.rungs()
+    )
+    volume_ml = millilitres(made.mask, conformed.affine)
+    candidate = Candidate(scan.relative, score, made.agreement, volume_ml)
+    masks = {"mask": made.mask}
+    if made.propagated is not None:
+        masks["propagated"] = made.propagated
+    card = {"fingerprint": key, "candidate": asdict(candidate), "shape": made.mask.shape}
+    files.save_tensors(path, {name: _packed(mask) for name, mask in masks.items()}, card)
+    return candidate
+
+
+def _packed(mask: Mask) -> Tensor:
+    return torch.frombuffer(bytearray(pack(mask)), dtype=torch.uint8)
+
+
+def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, Mask]:
+    """Read the masks that :func:`rank` left on disk: ``mask`` and, if any, ``propagated``."""
+    tensors, card = files.load_tensors(_place(trainer, scan, name))
+    shape = tuple(card["shape"])
+    return {key: unpack(t.numpy().tobytes(), shape) for key, t in tensors.items()}
+
+
+def _place(trainer: Trainer, scan: Scan, name: str) -> Path:
+    """Where the mask of a scan lies between ranking and training."""
+    return trainer.work / name / f"{files.fingerprint(scan.relative)[:16]}.safetensors"
+
+
+def pseudo_label(trainer: Trainer, kept: Sequence[Scan], name: str) -> list[Source]:
+    """Refit the mixtures of the kept scans under the masks that :func:`rank` left on disk."""
+    sources = []
+    with Progress("refitting mixtures", len(kept)) as progress:
+        for scan in kept:
+            check_stop()
+            conformed = trainer.conform(scan)
+            sources.append(trainer.source(conformed, masks_of(trainer, scan, name)["mask"]))
+            progress.step(scan.name)
+    return sources

@@ -1,0 +1,278 @@
+"""One model's trainings: the folder, the grid, the settings; each is done once.
+
+A mask is cut where the probability is one half. Self-training swells masks a little, everywhere;
+on the labelled scan it is known by how much, and each trained network is put right by that.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..bids.derivatives import Derivatives
+from ..bids.label import Label
+from ..bids.scans import Scan
+from ..config import MethodConfig, RunConfig, TrainingConfig
+from ..errors import BadData, CannotCreate, IOFailed, ScanFailed
+from ..image import nifti
+from ..image.grid import Conformed, Frame, conform, conform_image
+from ..image.masks import clean
+from ..machine import files
+from ..machine.runlog import report_crash
+from ..machine.runtime import OUT_OF_MEMORY, Runtime, as_memory_allows, mix_seed
+from . import model
+from .autoencoder import loss_over, schedule, slices
+from .classes import Source, class_map, source
+from .inference import AUGMENTED, predict
+from .losses import segmentation_loss
+from .networks import Autoencoder, Network, UNet
+from .training import Loss, fit, learning_rate, load_weights
+
+LOG = logging.getLogger("singlestrip_bids")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, its name, and the fingerprint of all that made it."""
+
+    name: str
+    network: UNet
+    key: str
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Where and how the networks of one model are trained."""
+
+    folder: Path  # of the finished networks
+    work: Path  # of what an unfinished training needs to go on
+    method: MethodConfig
+    frame: Frame  # how scans are brought to the networks' grid
+    runtime: Runtime
+    key: str = ""  # fingerprint of the labels and of all settings that decide SL-1
+    log_dir: Path | None = None  # for crash files
+    stop_on_first_crash: bool = False
+
+    def conform(self, scan: Scan) -> Conformed:
+        """Read a scan and bring it to the model's grid."""
+        return self.frame.conform(nifti.load(scan.path))
+
+    def note(self, scan: Scan, error: Exception) -> str:
+        """Leave a crash file of a scan that failed; return what to say of it.
+
+        What was not the scan's fault is raised; so is `ScanFailed` if a first crash stops the run.
+        """
+        if isinstance(error, (OUT_OF_MEMORY, CannotCreate, IOFailed)):
+            raise error
+        note = report_crash(self.log_dir, scan.path, error)
+        if self.stop_on_first_crash:
+            raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
+        return note
+
+    def source(self, conformed: Conformed, mask: NDArray) -> Source:
+        """Fit the mixtures under a mask and move the volume to the device."""
+        classes = class_map(conformed.data, mask > 0.5, conformed.inside, self.method.seed)
+        arrays = (classes, conformed.data, np.asarray(mask, dtype=np.float32))
+        return source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
+
+    def train(
+        self,
+        name: str,
+        network: Network,
+        loss: Loss,
+        settings: TrainingConfig,
+        key: str,
+        sources: Sequence[Source] = (),
+    ) -> str:
+        """Train a network in place, or read it if it is finished; return its fingerprint.
+
+        Where the masks of a U-Net are cut is settled by the labelled ``sources``, and kept beside
+        the weights. Of several processes the first one writes.
+        """
+        path = self.folder / f"{name}.safetensors"
+        how = ["settle"] if sources else []
+        key = files.fingerprint(name, asdict(settings), self.method.seed, key, *how)
+        if self._finished(path, network, key):
+            LOG.info("%s: finished before, taken from %s.", name, path)
+            return key
+        if self.runtime.main:
+            model.retract(self.folder)
+        network.to(self.runtime.device)
+        checkpoint = self.work / f"{name}.checkpoint"
+        seed = mix_seed(self.method.seed, int(key[:12], 16))
+        history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        facts: dict[str, Any] = {}
+        if sources:
+            facts["threshold"] = settle(self, network, sources)
+        if not self.runtime.main:
+            return key
+        self._write_losses(name, history, settings)
+        facts |= {"fingerprint": key, "preset": self.method.preset}
+        files.save_tensors(path, network.state_dict(), facts)
+        checkpoint.unlink(missing_ok=True)
+        return key
+
+    def _write_losses(self, name: str, history: Sequence[float], settings: TrainingConfig) -> None:
+        rows = [
+            {"step": n + 1, "loss": loss, "learning_rate": f"{learning_rate(n, settings):.3g}"}
+            for n, loss in enumerate(history)
+        ]
+        files.write_tsv(self.folder / f"{name}_training.tsv", rows)
+
+    def _finished(self, path: Path, network: Network, key: str) -> bool:
+        """Read a network that was trained before under the same fingerprint."""
+        if not path.is_file():
+            return False
+        try:
+            tensors, card = files.load_tensors(path)
+            if card.get("fingerprint") != key:
+                return False
+            load_weights(path, network, tensors)
+        except BadData as error:
+            LOG.warning("%s It is trained again now.", error)
+            return False
+        network.to(self.runtime.device)
+        return True
+
+
+def begin(
+    config: RunConfig, labels: Sequence[Label], runtime: Runtime
+) -> tuple[Trainer, list[Source]]:
+    """Read the labels, settle the grid, and fit the intensity classes of the labelled scans.
+
+    Raises
+    ------
+    BadData
+        A label cannot be learnt from.
+    """
+    method = config.method
+    pairs = [label.read() for label in labels]
+    frame = Frame.around(pairs, method.size, method.network.multiple, method.voxel_size)
+    grid = frame.grid
+    LOG.info("Working grid: %d voxels of %g mm along each axis.", grid.size, grid.voxel_size)
+    settings = {name: method.to_dict()[name] for name in ("size", "network", "synthesis", "seed")}
+    settings |= {"voxel_size": grid.voxel_size, "version": __version__}
+    key = files.fingerprint([label.checksums for label in labels], settings)
+    folder = Derivatives(config.output_dir).model_dir
+    work = folder / "work"
+    if config.work_dir:  # which other trainings may share
+        work = config.work_dir / files.fingerprint(key, str(config.output_dir))[:16]
+    how = config.log_dir, config.stop_on_first_crash
+    trainer = Trainer(folder, work, method, frame, runtime, key, *how)
+    masks = [conform(mask, image.affine, grid).data for image, mask in pairs]
+    images = [conform_image(image, grid) for image, _ in pairs]
+    return trainer, [trainer.source(one, mask) for one, mask in zip(images, masks, strict=True)]
+
+
+def train_autoencoder(trainer: Trainer, sources: Sequence[Source]) -> Autoencoder:
+    """Train the autoencoder on slices of the labels alone (SingleStrip, section 2.3)."""
+    method, runtime = trainer.method, trainer.runtime
+    torch.manual_seed(mix_seed(method.seed, 1))
+    network = Autoencoder(method.quality)
+    masks = [(source.mask[0, 0] > 0.5).cpu().numpy() for source in sources]
+    brain = torch.cat([slices(mask, method.quality.slice_size) for mask in masks])
+    loss = loss_over(brain.to(runtime.device), method.quality.batch_size)
+    with runtime.first():  # its batches cannot be shared out; the others read it
+        alone = replace(trainer, runtime=runtime.alone())
+        settings = schedule(brain, method.quality)
+        alone.train("autoencoder", network, loss, settings, trainer.key)
+    return network
+
+
+def train_first(trainer: Trainer, sources: Sequence[Source], heads: Sequence[Source]) -> Trained:
+    """Train SL-1 on the labels alone (SingleStrip, section 2.2).
+
+    ``heads`` are the labelled ``sources``, and those whose field of view was extended.
+    """
+    network, method = _new_network(trainer), trainer.method
+    loss = segmentation_loss(trainer.runtime, heads, method.size, method.synthesis)
+    extended = len(heads) > len(sources)
+    key = files.fingerprint(trainer.key, "continued") if extended else trainer.key
+    key = trainer.train("sl1", network, loss, method.training, key, sources)
+    return Trained("sl1", network, key)
+
+
+def round_name(number: int) -> str:
+    """Name the network of a round of self-training; SL-1 is ``sl1``."""
+    return f"round-{number}"
+
+
+def fine_tune(
+    trainer: Trainer,
+    before: Trained,
+    name: str,
+    key: str,
+    sources: Sequence[Source],
+    pseudo: Sequence[Source],
+) -> Trained:
+    """Train on labels and pseudo-labels, from the network before (SingleStrip, section 2.4).
+
+    ``key`` is the fingerprint of the pseudo-labels.
+    """
+    method = trainer.method
+    synthesis = method.finetuning_synthesis
+    loss = segmentation_loss(trainer.runtime, [*sources, *pseudo], method.size, synthesis)
+    network = copy.deepcopy(before.network) if method.warm_start else _new_network(trainer)
+    key = key if method.warm_start else files.fingerprint(key, "new")
+    key = trainer.train(name, network, loss, method.finetuning, key, sources)
+    return Trained(name, network, key)
+
+
+def _new_network(trainer: Trainer) -> UNet:
+    torch.manual_seed(mix_seed(trainer.method.seed, 0))
+    return UNet(trainer.method.network)
+
+
+LIMITS = 0.5, 0.8  # of the threshold; below one half, masks would grow
+BISECTIONS = 7  # to 0.002
+
+
+def settle(trainer: Trainer, network: Network, sources: Sequence[Source]) -> float:
+    """Shift a network's logits where the labelled scans' masks are larger than the labels.
+
+    Return the probability at which they are as large, in [0.5, 0.8]; it is one half from now on.
+    The last biases of the network are changed in place.
+    """
+    assert isinstance(network, UNet)
+    probabilities = [_probability(trainer, network, source) for source in sources]
+    wanted = sum(int((source.mask > 0.5).sum()) for source in sources)
+
+    def too_large(threshold: float) -> bool:
+        return sum(int(clean(p > threshold).sum()) for p in probabilities) > wanted
+
+    found, *_ = trainer.runtime.gather(_least(too_large))  # the first process decides for all
+    if found > LIMITS[0]:
+        LOG.info("The label's mask was too large: masks are cut at %.2f, one half now.", found)
+    with torch.no_grad():
+        bias = network.head.bias
+        assert bias is not None
+        bias -= torch.tensor(found).logit().item()
+    return round(float(found), 3)
+
+
+def _least(too_large: Callable[[float], bool]) -> float:
+    """Bisect to the least threshold at which masks are not too large."""
+    low, high = LIMITS
+    if not too_large(low):
+        return low
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if too_large(middle) else (low, middle)
+    return high
+
+
+def _probability(trainer: Trainer, network: UNet, source: Source) -> NDArray[np.float32]:
+    data, classes = (volume[0, 0].cpu().numpy() for volume in (source.image, source.classes))
+    conformed = Conformed(data, np.eye(4), classes > 0)
+    return as_memory_allows(
+        lambda machine: predict(network, conformed, machine, AUGMENTED), trainer.runtime.rungs()
+    )

@@ -1,0 +1,1 @@
+"""Pages, pictures and texts that people look at."""

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from singlestrip_bids.config import AutoencoderConfig, NetworkConfig
+from singlestrip_bids.image.grid import Conformed
+from singlestrip_bids.machine.runtime import Runtime
+from singlestrip_bids.method.expected_dice import (
+    FLOOR,
+    Calibration,
+    Evidence,
+    line_through,
+    segment,
+)
+from singlestrip_bids.method.networks import Autoencoder, UNet
+
+CPU = Runtime(torch.device("cpu"), bfloat16=False)
+LINE = Calibration(score=0.4, agreement=0.8, constant=0.6, better=-0.4, worse=0.5)
+SHARES = st.floats(0, 1)
+
+
+def masks(count: int, seed: int, spread: float = 0.3) -> tuple[list[Evidence], list[float]]:
+    """Evidence of random masks, and a Dice that lies about LINE."""
+    rng = np.random.default_rng(seed)
+    evidence = [Evidence(*row) for row in 1 - rng.uniform(0.01, 0.4, (count, 3))]
+    noise = rng.normal(0, spread, count)
+    seen = np.log(1 + FLOOR - np.array([astuple(one) for one in evidence]))
+    missing = (
+        np.exp(seen @ (LINE.score, LINE.agreement / 2, LINE.agreement / 2) + LINE.constant + noise)
+        - FLOOR
+    )
+    return evidence, list(1 - np.clip(missing, 0, 1))
+
+
+class TestLine:
+    def test_finds_the_line(self):
+        found = line_through(*masks(400, seed=0, spread=0.01))
+        assert found.score == pytest.approx(LINE.score, abs=0.02)
+        assert found.agreement == pytest.approx(LINE.agreement, abs=0.02)
+        assert found.constant == pytest.approx(LINE.constant, abs=0.05)
+
+    def test_nine_of_ten_new_masks_lie_within(self):
+        held = []
+        for seed in range(20):
+            found = line_through(*masks(60, seed))
+            for evidence, truth in zip(*masks(100, 1000 + seed), strict=True):
+                _, low, high = found.expect(evidence)
+                held.append(low <= truth <= high)
+        assert 0.87 < np.mean(held) < 0.95
+
+    def test_evidence_that_says_nothing_has_no_weight(self):
+        evidence, _ = masks(60, seed=3)
+        truth = list(np.random.default_rng(4).uniform(0.5, 0.95, 60))
+        found = line_through(evidence, truth)
+        middle, low, high = found.expect(Evidence(0.8, 0.8, 0.8))
+        assert low < 0.6 < middle < 0.85 < high
+
+    def test_contrary_evidence_is_not_turned_round(self):
+        evidence, truth = masks(60, seed=5, spread=0.01)
+        upside_down = [replace(e, score=1 - e.score) for e in evidence]
+        assert line_through(upside_down, truth).score == 0
+
+    def test_perfect_masks(self):
+        found = line_through([Evidence(1, 1, 1)] * 6, [1.0] * 6)
+        assert found.expect(Evidence(1, 1, 1)) == pytest.approx((1, 1, 1))
+
+
+class TestExpect:
+    @given(SHARES, SHARES, SHARES)
+    def test_is_a_dice_within_its_interval(self, score, mild, strong):
+        middle, low, high = LINE.expect(Evidence(score, mild, strong))
+        assert 0 <= low <= middle <= high <= 1
+
+    @given(st.tuples(SHARES, SHARES, SHARES), st.tuples(SHARES, SHARES, SHARES))
+    def test_better_evidence_never_lowers_it(self, seen, better):
+        one = LINE.expect(Evidence(*seen))
+        other = LINE.expect(Evidence(*map(max, seen, better)))
+        assert all(b >= a for a, b in zip(one, other, strict=True))
+
+
+class TestSegment:
+    def scan(self) -> Conformed:
+        data = np.random.default_rng(0).random((16, 16, 16), dtype=np.float32)
+        return Conformed(data, np.eye(4), np.ones_like(data, dtype=bool))
+
+    def networks(self, bias: float):
+        torch.manual_seed(0)
+        network = UNet(NetworkConfig(features=(3, 4), normalise=True, stem=2))
+        torch.nn.init.constant_(network.head.bias, bias)
+        return network, Autoencoder(AutoencoderConfig(latent=16, slice_size=64))
+
+    def test_no_brain_is_no_evidence(self):
+        seen = segment(*self.networks(-50), self.scan(), CPU)
+        assert not seen.mask.any()
+        assert seen.evidence == Evidence(0.0, 0.0, 0.0)
+
+    def test_everything_is_brain(self):
+        seen = segment(*self.networks(50), self.scan(), CPU)
+        assert seen.mask.all()
+        assert seen.probability.min() > 0.9
+        assert seen.evidence.mild == seen.evidence.strong == 1
