@@ -26,6 +26,14 @@ HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SHAPE = (5, 6, 7)
 AFFINE = np.diag([-1.0, 1.5, 2.0, 1.0])
 OTHER_AFFINE = np.diag([-1.0, 1.5, 2.5, 1.0])
+SCANS = (
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_T2w.nii.gz",
+    "sub-02/ses-1/anat/sub-02_ses-1_acq-lo_run-01_T1w.nii.gz",
+    "sub-02/ses-1/func/sub-02_ses-1_task-rest_bold.nii.gz",
+    "sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii",
+    "sub-03/perf/sub-03_asl.nii.gz",
+)  # of a small dataset with sessions
 MODEL = Path("code/singlestrip")
 ORIENTATIONS = [
     "".join(codes)

@@ -7,25 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from builders import make_dataset, write_description, write_nifti
+from builders import SCANS, make_dataset, write_description, write_nifti
 
 from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.config import ANATOMICAL
 from singlestrip_bids.errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
-
-SCANS = (
-    "sub-01/anat/sub-01_T1w.nii.gz",
-    "sub-01/anat/sub-01_T2w.nii.gz",
-    "sub-02/ses-1/anat/sub-02_ses-1_acq-lo_run-01_T1w.nii.gz",
-    "sub-02/ses-1/func/sub-02_ses-1_task-rest_bold.nii.gz",
-    "sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii",
-    "sub-03/perf/sub-03_asl.nii.gz",
-)
-
-
-@pytest.fixture
-def bids(tmp_path):
-    return make_dataset(tmp_path / "bids", SCANS)
 
 
 def names(scans):
