@@ -16,6 +16,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,21 +115,18 @@ def train(
     machine = runtime.start(device)
     bids_dir, output_dir = Path(bids_dir).absolute(), Path(output_dir).absolute()
     out = Derivatives(output_dir)
-    subjects, suffixes = (
-        (value,) if isinstance(value, str) else tuple(value)
-        for value in (label_subject, modalities)
-    )
+    lists = label_subject, modalities
+    subjects, suffixes = ((v,) if isinstance(v, str) else tuple(v) for v in lists)
     pairs = [
         f"{key}={','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for key, value in (settings or {}).items()
     ]
+    preset = preset or model.suited_preset(machine, out.model_dir)
     config = RunConfig(
         bids_dir=bids_dir,
         output_dir=output_dir,
         levels=("group",),
-        method=method_for(
-            preset or model.suited_preset(machine, out.model_dir), pairs, seed=random_seed
-        ),
+        method=method_for(preset, pairs, seed=random_seed),
         modalities=suffixes or ANATOMICAL,
         label_subject=subjects,
         label_mask=Path(label_mask) if label_mask else None,
@@ -140,12 +138,7 @@ def train(
 
 def __getattr__(name: str) -> Any:
     """Import the two types of the face where they are asked for: they are slow to import."""
-    if name == "Brain":
-        from .image.brain import Brain
-
-        return Brain
-    if name == "Model":
-        from .method.model import Model
-
-        return Model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = {"Brain": ".image.brain", "Model": ".method.model"}.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home, __name__), name)

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("singlestrip_bids")
 
 INTERRUPTED = "Interrupted; the same command goes on from the last checkpoint."
+# threads of the network that wait leave their processor to those that read and write other scans;
+# in training, where nobody else is at work, threads that wait awake are faster
 SLEEPERS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
-"""So that threads of the network that wait leave their processor to those that read and write
-other scans; libraries look at these when they are loaded. In training nobody else is at work, and
-threads that wait awake are faster."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,9 +153,8 @@ def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options by their long names, without what is given anew in each call."""
-    anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose"]
-    anew += ["reports_only", "suggest_label"]
-    return {name: value for name, value in vars(arguments).items() if name not in anew}
+    anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose", "reports_only"]
+    return {n: v for n, v in vars(arguments).items() if n not in [*anew, "suggest_label"]}
 
 
 def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:

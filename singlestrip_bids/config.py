@@ -16,8 +16,7 @@ ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
 PSEUDO_LABELS = ("network", "registration", "consensus")  # ways to the first of them
 
-Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]
-"""Conditions on scans by suffix and entity; see `filters`."""
+Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]  # conditions: by suffix, entity
 Settings = TypeVar("Settings")
 
 

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(code, f"{self.prog}: error: {message}\n")
 
 
-GONE = {
+GONE = {  # options that there were, and what took their place
     "--mem": "--low-mem takes the least memory",
     "--mem-gb": "--low-mem takes the least memory",
     "--boilerplate-only": "--reports-only writes the methods text, too",
@@ -37,7 +37,6 @@ GONE = {
     "--steps": "use --set steps=N",
     "--voxel-size": "use --set voxel_size=MM",
 }
-"""Options that there were, and what took their place."""
 
 
 def refuse_gone(words: Sequence[str]) -> None:

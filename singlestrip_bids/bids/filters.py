@@ -14,12 +14,11 @@ from ..errors import BadData, NoInput, Usage
 from ..machine.files import read_json
 
 ANY = "*"
-ENTITIES = (
+ENTITIES = (  # what can be asked of a scan, by pybids' long names
     *("subject", "session", "sample", "task", "acquisition", "ceagent", "reconstruction"),
     *("direction", "run", "modality", "echo", "flip", "inv", "mt", "part", "recording", "chunk"),
     *("datatype", "suffix", "extension", "space", "desc", "res", "label"),
 )
-"""What can be asked of a scan, by pybids' long names."""
 _NUMBERS = ("run", "echo", "flip", "inv", "chunk")  # 1 and 01 are the same
 _PREFIXES = {"subject": "sub-", "session": "ses-"}
 _QUERIES = {suffix.lower(): suffix for suffix in ALL_MODALITIES}

@@ -9,21 +9,17 @@ import logging
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from ..errors import BadData, NoInput, Usage
 from ..image import nifti
 from ..image.masks import Mask, dice, support
 from ..image.nifti import SAME_ORDER, Geometry, Image, reordering
-from ..machine.files import check_content, read_json, sha256
+from ..machine.files import read_json, sha256
 from .derivatives import made_here
 from .scans import (
     DATATYPES,
@@ -140,15 +136,10 @@ def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) 
 
 def _geometry(path: Path) -> Geometry:
     """Read shape and affine (voxel -> mm) from a NIfTI header."""
-    check_content(path)
-    try:
-        image = nib.load(path)
-        shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, float)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise BadData(f"{path} cannot be read: {error}. Restore the file.") from error
-    if len(shape) < 3:
-        raise BadData(f"{path} is not a volume: shape {shape}. Give a 3D image.")
-    return shape, affine
+    image = nifti.open_image(path)
+    if len(image.shape) < 3:
+        raise BadData(f"{path} is not a volume: shape {image.shape}. Give a 3D image.")
+    return tuple(map(int, image.shape)), nifti.affine_of(image)
 
 
 def _of_volume(grid: Geometry) -> Geometry:

@@ -52,6 +52,12 @@ class Scan:
         return re.sub(r"\.nii(\.gz)?$", "", self.path.name)
 
     @property
+    def is_where_its_name_says(self) -> bool:
+        """Whether subject and session of its name are those of its folder."""
+        folders = self.relative.split("/")[:-2]
+        return [w for w in self.name.split("_") if w.startswith(("sub-", "ses-"))] == folders
+
+    @property
     def subject(self) -> str:
         """Subject label without `sub-`."""
         return self.entities["subject"]
@@ -286,6 +292,8 @@ def usable(scans: Iterable[Scan]) -> tuple[Scan, ...]:
     for scan in sorted(scans, key=lambda scan: not scan.path.name.endswith(".gz")):
         if scan.entities.get("part") in ("phase", "imag"):
             LOG.warning("%s is left out: not a magnitude image", scan.relative)
+        elif not scan.is_where_its_name_says:
+            LOG.warning("%s is left out: its name is of another folder", scan.relative)
         elif any(key in scan.entities for key in _DERIVED):
             LOG.warning("%s is left out: its name is not that of a raw scan", scan.relative)
         elif (scan.path.parent, scan.name) in kept:

@@ -7,6 +7,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ..errors import BadData
-from ..machine.files import check_content, write_bytes
+from ..machine.files import check_content, first_bytes, write_bytes
 from .masks import Mask
 from .series import DAMAGED, read_voxels
 
@@ -86,7 +87,7 @@ class Image:
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to mm (4, 4)."""
-        return np.asarray(self.nifti.affine, dtype=np.float64)
+        return affine_of(self.nifti)
 
     @property
     def sizes(self) -> NDArray[np.float64]:
@@ -94,10 +95,11 @@ class Image:
         return np.asarray(voxel_sizes(self.affine))
 
 
-def _open(path: Path) -> nib.Nifti1Image:
+def open_image(path: Path) -> nib.Nifti1Image:
+    """Read a header, as other programs do; BadData where it cannot be."""
     check_content(path)
     try:
-        nifti = nib.load(path)
+        nifti = _bare(path) or _mended(path)
     except (ImageFileError, HeaderDataError, *DAMAGED) as error:
         raise BadData(
             f"{path}: not a readable NIfTI image ({error}); restore the file."
@@ -105,6 +107,40 @@ def _open(path: Path) -> nib.Nifti1Image:
     if not isinstance(nifti, nib.Nifti1Image):
         raise BadData(f"{path}: {type(nifti).__name__} is not NIfTI; convert it.")
     return nifti
+
+
+def _bare(path: Path) -> nib.Nifti1Image | None:
+    """Read an uncompressed file that bears the name of a compressed one."""
+    begin = first_bytes(path)
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        if path.suffix == ".gz" and kind.header_class.may_contain_header(begin):
+            LOG.warning("%s: not compressed, in spite of its name; read as it is.", path)
+            return kind.from_bytes(path.read_bytes())
+    return None
+
+
+def _mended(path: Path) -> nib.Nifti1Image:
+    """Forgive a rotation its roundings, and an sform of zeros beside a qform its code."""
+    kind: Any = nib.Nifti1Image if nib.Nifti1Image.path_maybe_image(path)[0] else nib.Nifti2Image
+    try:
+        nifti = nib.load(path)
+    except ValueError as error:
+        if "w2 should be positive" not in str(error):
+            raise
+        header = type("Header", (kind.header_class,), {"quaternion_threshold": 1e-4})
+        rounded: Any = type("Image", (kind,), {"header_class": header})
+        nifti = rounded.from_filename(path)
+        nifti.set_qform(nifti.affine, int(nifti.header["qform_code"]))
+        LOG.warning("%s: its qform is no rotation by a rounding; taken as the nearest.", path)
+    else:
+        good = not isinstance(nifti, kind) or np.linalg.det(nifti.affine[:3, :3])
+        if good or 0 in (nifti.header["sform_code"], nifti.header["qform_code"]):
+            return nifti
+        nifti.header["sform_code"] = 0
+        LOG.warning("%s: its sform has no volume; the qform is used.", path)
+    made = kind(nifti.dataobj, nifti.header.get_best_affine(), nifti.header)
+    made.file_map = nifti.file_map
+    return made
 
 
 def _compare_forms(path: Path, nifti: nib.Nifti1Image) -> None:
@@ -125,6 +161,25 @@ def _compare_forms(path: Path, nifti: nib.Nifti1Image) -> None:
         )  # fmt: skip
 
 
+def affine_of(nifti: nib.Nifti1Image) -> NDArray[np.float64]:
+    """Voxel indices to mm (4, 4), whatever unit of length the header counts in."""
+    unit = {1: 1000.0, 3: 0.001}.get(int(nifti.header["xyzt_units"]) & 7, 1.0)  # m, um
+    affine = np.array(nifti.affine, dtype=np.float64)
+    affine[:3] *= unit
+    return affine
+
+
+def _check_size(path: Path, nifti: nib.Nifti1Image) -> None:
+    """Refuse a header that asks for a grid that no head needs, before room is made for it."""
+    sizes = voxel_sizes(affine_of(nifti))
+    field = sizes[: len(nifti.shape)] * nifti.shape[:3]
+    if sizes.all() and (min(sizes) < 0.005 or max(sizes) > 50 or max(field) > 2000):
+        raise BadData(
+            f"{path}: voxels of {np.round(sizes, 4).tolist()} mm and a field of view of "
+            f"{np.round(field, 1).tolist()} mm by its header; mend its affine or xyzt_units."
+        )
+
+
 def load(path: Path) -> Image:
     """Read an image; of a series the mean over time, as `series` has it.
 
@@ -133,7 +188,7 @@ def load(path: Path) -> Image:
     BadData
         Not NIfTI, damaged, complex, RGB, 5D, without a usable affine, or without contrast.
     """
-    return check(path, _open(path))
+    return check(path, open_image(path))
 
 
 def from_memory(nifti: nib.Nifti1Image) -> Image:
@@ -145,6 +200,7 @@ def from_memory(nifti: nib.Nifti1Image) -> Image:
 
 def check(path: Path, nifti: nib.Nifti1Image) -> Image:
     """Read the voxels of an open image, and refuse what is no scan; ``path`` names it."""
+    _check_size(path, nifti)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
         data, *counts = read_voxels(path, nifti)
@@ -161,7 +217,7 @@ def check(path: Path, nifti: nib.Nifti1Image) -> Image:
         raise BadData(f"{path}: a mask, it seems: only two values; give the scan itself.")
     if (largest := np.abs(data).max()) > 1e30:  # sums of such values overflow
         data = data / largest
-    affine = np.asarray(nifti.affine, dtype=np.float64)
+    affine = affine_of(nifti)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")
     _compare_forms(path, nifti)
@@ -193,10 +249,10 @@ def load_mask(path: Path, image: Image) -> Mask:
     If its axes alone lie otherwise, they are reordered; no voxel is resampled. Raises BadData if
     it has another grid than the image, is empty, or fills the volume.
     """
-    nifti = _open(path)
+    nifti = open_image(path)
     with np.errstate(invalid="ignore"):
         data, *_ = read_voxels(path, nifti)
-    order = reordering((data.shape, nifti.affine), (image.data.shape, image.affine))
+    order = reordering((data.shape, affine_of(nifti)), (image.data.shape, image.affine))
     if order is None:
         raise BadData(
             f"{path}: a mask on another grid {data.shape} than its scan {image.path} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 import zlib
@@ -29,12 +28,27 @@ def _check_length(path: Path, nifti: nib.Nifti1Image) -> None:
     if nifti.get_filename() is None:
         return  # it was never on a disk
     needed = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
-    length = path.stat().st_size
-    if path.suffix == ".gz":
-        with gzip.open(path) as stream:
-            length = sum(iter(lambda: len(stream.read(1 << 22)), 0))
+    length = _unpacked(path) if path.suffix == ".gz" else path.stat().st_size
     if length < needed:
         raise EOFError(f"{length} bytes instead of {needed}")
+
+
+def _unpacked(path: Path) -> int:
+    """Count the bytes of a compressed file; whatever else follows it is named."""
+    length, unpacker = 0, zlib.decompressobj(31)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 14):
+            while chunk:
+                if unpacker.eof and chunk[:2] != b"\x1f\x8b":
+                    if chunk.strip(b"\0"):
+                        LOG.warning("%s: bytes after its end are left out.", path)
+                    return length
+                unpacker = zlib.decompressobj(31) if unpacker.eof else unpacker
+                length += len(unpacker.decompress(chunk))
+                chunk = unpacker.unused_data
+    if not unpacker.eof:
+        raise EOFError("the compressed data end too early")
+    return length
 
 
 def read_voxels(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int, int]:

@@ -27,26 +27,28 @@ POINTER = b"/annex/objects/"  # how a file begins that git-annex calls unlocked
 
 
 def check_content(path: Path) -> None:
-    """Raise `BadData` for a link to nothing, and for a file that git-annex has not fetched."""
+    """Raise `BadData` for a file whose content is elsewhere, or is a web page."""
+    begin = first_bytes(path)
     if path.is_symlink() and not path.exists():
         target = path.readlink()
-        if {".git", "annex"} & set(target.parts):
-            raise BadData(_annexed(path))
-        raise BadData(f"{path}: a link to a file that is not there, {target}; restore the file.")
+        if not {".git", "annex"} & set(target.parts):
+            raise BadData(f"{path}: a link to a file that is not there, {target}; restore it.")
+        begin = POINTER
+    annex, lfs = f"git-annex (DataLad): datalad get {path}", "Git LFS: git lfs pull"
+    for mark, where in ((POINTER, annex), (b"version https://git-lfs", lfs)):
+        if begin.startswith(mark):
+            raise BadData(f"{path}: its content is not here; get it from {where}")
+    if begin.lstrip()[:5].lower() in (b"<html", b"<!doc"):
+        raise BadData(f"{path}: a web page under the name of a file; download the file again.")
+
+
+def first_bytes(path: Path) -> bytes:
+    """Read how a file begins; nothing of one that cannot be read: whoever reads it says why."""
     try:
         with path.open("rb") as stream:
-            begin = stream.read(len(POINTER))
+            return stream.read(1024)
     except OSError:
-        return  # whoever reads it says why
-    if begin == POINTER:
-        raise BadData(_annexed(path))
-
-
-def _annexed(path: Path) -> str:
-    return (
-        f"{path}: its content is not here; it is in git-annex (DataLad). "
-        f"Get it with: datalad get {path}"
-    )
+        return b""
 
 
 def write_bytes(path: Path, data: bytes) -> None:

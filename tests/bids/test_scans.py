@@ -18,6 +18,23 @@ def names(scans):
     return [scan.relative for scan in scans]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "sub-01/anat/sub-02_T1w.nii.gz",
+        "sub-02/ses-1/anat/sub-02_ses-2_T1w.nii.gz",
+        "sub-02/ses-1/anat/sub-02_T1w.nii.gz",
+        "sub-01/anat/sub-01_ses-1_T1w.nii.gz",
+    ],
+)
+def test_a_name_of_another_folder_is_left_out(bids, path, caplog):
+    before = find_scans(bids, ["all"])
+    write_nifti(bids / path)
+    with caplog.at_level("WARNING", "singlestrip_bids"):
+        assert find_scans(bids, ["all"]) == before
+    assert f"{path} is left out: its name is of another folder" in caplog.text
+
+
 class TestFindScans:
     def test_anatomical_by_default(self, bids):
         scans = find_scans(bids, ANATOMICAL)

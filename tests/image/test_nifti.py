@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import logging
 from pathlib import Path
@@ -109,9 +110,7 @@ class TestLoad:
             load(path)
         assert str(path) in str(caught.value)
 
-    @pytest.mark.parametrize(
-        "content", [b"", b"version https://git-lfs.github.com/spec/v1\n" * 20]
-    )
+    @pytest.mark.parametrize("content", [b"", b"anything " * 100])
     @pytest.mark.parametrize("name", ["x.nii.gz", "x.nii"])
     def test_not_an_image(self, tmp_path, name, content):
         (tmp_path / name).write_bytes(content)
@@ -303,7 +302,7 @@ class TestLoadMask:
 def test_a_header_that_promises_too_much(tmp_path, ending):
     """It is refused before room is made for voxels that are not there."""
     path = tmp_path / f"x{ending}"
-    nifti = nib.Nifti1Image(ramp(4, 5, 6), np.eye(4))
+    nifti = nib.Nifti1Image(ramp(4, 5, 6), np.diag([0.05, 0.05, 0.05, 1]))
     data = bytearray(nifti.to_bytes())
     data[42:48] = np.array([32767] * 3, "<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(data)) if ending == ".nii.gz" else bytes(data))
@@ -529,3 +528,104 @@ class TestWriting:
             assert mask.affine.tobytes() == scan.affine.tobytes(), path
             for name in ("sform_code", "qform_code", "xyzt_units"):
                 assert mask.header[name] == scan.header[name], path
+
+
+def with_fields(image: nib.Nifti1Image, **fields: object) -> bytes:
+    """An image as a file has it, some fields of its header replaced, whatever they say."""
+    content = image.to_bytes()
+    header = type(image.header).from_fileobj(io.BytesIO(content), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + content[header["sizeof_hdr"].item() :]
+
+
+class TestWhatOthersRead:
+    """Files that other programs read: read too, with a warning, or refused with the cause."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "sub-01_T1w.nii.gz"
+
+    @pytest.fixture
+    def image(self):
+        data = np.random.default_rng(0).random((6, 7, 8)).astype(np.float32)
+        return nib.Nifti1Image(data, affine_of(turned("LAS", (5, 0, 0)), (1, 2, 3), (4, 5, 6)))
+
+    @pytest.mark.parametrize(("unit", "factor"), [("micron", 1000.0), ("meter", 0.001)])
+    def test_units_of_length(self, path, image, unit, factor):
+        other = nib.Nifti1Image(
+            image.get_fdata(dtype=np.float32), np.diag([*[factor] * 3, 1]) @ image.affine
+        )
+        other.header.set_xyzt_units(unit)
+        nib.save(other, path)
+        read = load(path)
+        assert read.affine == pytest.approx(image.affine, rel=1e-5, abs=1e-5)
+        assert mask_image(read.data > 0.5, read.nifti).header.get_xyzt_units()[0] == unit
+
+    @pytest.mark.parametrize("factor", [0.001, 1000.0])
+    def test_absurd_sizes_are_named(self, path, image, factor):
+        nib.save(nib.Nifti1Image(image.get_fdata(), np.diag([factor] * 3 + [1.0])), path)
+        with pytest.raises(BadData, match=rf"voxels of \[{factor}.*mm and a field of view"):
+            load(path)
+
+    @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+    def test_a_rotation_off_by_rounding(self, path, kind, caplog, image):
+        turn = np.diag([-1.0, 1.0, -1.0, 1.0])
+        other = kind(image.get_fdata(dtype=np.float32), turn)
+        other.set_sform(None, 0)
+        other.set_qform(turn, 1)
+        path.write_bytes(gzip.compress(with_fields(other, quatern_c=1.0000002)))
+        with caplog.at_level(logging.WARNING, "singlestrip_bids"):
+            read = load(path)
+        assert read.affine == pytest.approx(turn, abs=1e-5)
+        assert np.array_equal(read.data, image.get_fdata(dtype=np.float32))
+
+    def test_an_sform_of_zeros_beside_a_good_qform(self, path, image, caplog):
+        image.set_qform(image.affine, 1)
+        content = with_fields(image, sform_code=1, srow_x=0, srow_y=0, srow_z=0)
+        path.write_bytes(gzip.compress(content))
+        with caplog.at_level(logging.WARNING, "singlestrip_bids"):
+            read = load(path)
+        assert "its sform has no volume" in caplog.text
+        assert read.affine == pytest.approx(image.get_qform(), abs=1e-5)
+        made = mask_image(read.data > 0.5, read.nifti)
+        assert made.affine == pytest.approx(image.get_qform(), abs=1e-5)
+
+    @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+    def test_not_compressed_in_spite_of_its_name(self, path, image, kind, caplog):
+        path.write_bytes(kind(image.get_fdata(dtype=np.float32), image.affine).to_bytes())
+        with caplog.at_level(logging.WARNING, "singlestrip_bids"):
+            read = load(path)
+        assert "not compressed" in caplog.text
+        assert np.array_equal(read.data, image.get_fdata(dtype=np.float32))
+
+    @pytest.mark.parametrize("more", [b"x", b"trailing " * 10_000])
+    def test_bytes_after_the_end(self, path, image, more, caplog):
+        nib.save(image, path)
+        path.write_bytes(path.read_bytes() + more)
+        with caplog.at_level(logging.WARNING, "singlestrip_bids"):
+            read = load(path)
+        assert "bytes after its end" in caplog.text
+        assert np.array_equal(read.data, image.get_fdata(dtype=np.float32))
+
+    def test_zeros_after_the_end_and_two_members_are_nothing_to_tell(self, path, image, caplog):
+        content = image.to_bytes()
+        parts = gzip.compress(content[:500]) + gzip.compress(content[500:]) + bytes(30)
+        path.write_bytes(parts)
+        with caplog.at_level(logging.WARNING, "singlestrip_bids"):
+            assert np.array_equal(load(path).data, image.get_fdata(dtype=np.float32))
+        assert not caplog.text
+
+    @pytest.mark.parametrize(
+        ("content", "cause"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS"),
+            (b"/annex/objects/MD5E-s1--a.nii.gz\n", "datalad get"),
+            (b"\n<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        ],
+    )
+    def test_what_lies_there_instead(self, path, content, cause):
+        path.write_bytes(content)
+        with pytest.raises(BadData, match=cause) as caught:
+            load(path)
+        assert str(path) in str(caught.value)
