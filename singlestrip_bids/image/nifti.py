@@ -119,6 +119,7 @@ def _bare(path: Path) -> nib.Nifti1Image | None:
     return None
 
 
+@np.errstate(all="ignore")  # broken affines
 def _mended(path: Path) -> nib.Nifti1Image:
     """Forgive a rotation its roundings, and an sform of zeros beside a qform its code."""
     kind: Any = nib.Nifti1Image if nib.Nifti1Image.path_maybe_image(path)[0] else nib.Nifti2Image

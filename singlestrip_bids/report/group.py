@@ -156,7 +156,6 @@ def _chart(out: Derivatives, name: str, *given: object) -> bytes:
     mark = f"<!-- {files.fingerprint(__version__, name, given)} -->\n".encode()
     if path.is_file() and (there := path.read_bytes()).endswith(mark):
         return there
-
     from . import charts  # slow to import, and most jobs draw no chart
 
     made: bytes = getattr(charts, name)(*given) + mark
