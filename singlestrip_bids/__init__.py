@@ -112,6 +112,8 @@ def train(
     from .machine import runlog, runtime
     from .method import model
 
+    if not group.LOG.hasHandlers():  # training takes a while: say how far it is
+        runtime.start_logging(0)
     machine = runtime.start(device)
     bids_dir, output_dir = Path(bids_dir).absolute(), Path(output_dir).absolute()
     out = Derivatives(output_dir)

@@ -271,7 +271,10 @@ def _parsed(kind: Any, text: str) -> Any:
         if word not in ("true", "false"):
             raise ValueError(f"{text!r} is neither true nor false")
         return word == "true"
-    return either[0](text)
+    try:
+        return either[0](text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no {either[0].__name__}") from None
 
 
 def method_for(

@@ -256,7 +256,7 @@ def choose(
         for scan, mask in zip(sample, opinions, strict=True)
         if not blank(mask)
     ]
-    labelled = [Head(LABEL, partial(_at_hand, source)) for source in sources]
+    labelled = [Head(LABEL, partial(replace, source)) for source in sources]
     calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
     for one in candidates:
         copies = [
@@ -366,10 +366,6 @@ def _most_apart(
     overlaps = [dice(a.mask, b.mask) for a, b in zip(first, last, strict=True)]
     places = np.argsort(overlaps, kind="stable")[:APART].tolist()
     return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
-
-
-def _at_hand(source: Source) -> Source:
-    return source
 
 
 def _under_label(trainer: Trainer, scan: Scan, packed: bytes) -> Source:

@@ -87,9 +87,8 @@ def _draw_sheet(
     out: Derivatives, scan: Scan, desc: str, conformed: Conformed, masks: Sequence[Mask]
 ) -> None:
     try:
-        size = float(np.linalg.norm(conformed.affine[:3, 0]))
         path = out.figure(scan.relative, desc, ".jpg")
-        files.write_bytes(path, sheet(conformed.data, masks, size))
+        files.write_bytes(path, sheet(conformed.data, masks, conformed.voxel_size))
     except Exception as error:  # as above
         LOG.warning("%s: could not be drawn (%r).", scan.path, error)
 
