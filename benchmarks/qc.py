@@ -100,7 +100,7 @@ def _row(trained: Model, scan: Scan, path: Path) -> dict[str, Any]:
     image = nifti.load(scan.path)
     conformed = trained.frame.conform(image)
     grid = replace(trained.frame.grid, voxel_size=conformed.voxel_size)
-    target = conform(nifti.load_mask(path, image), image.affine, grid).data > 0.5
+    target = conform(nifti.load_mask(path, image), image.affine, grid, image.fill).data > 0.5
     seen = segment(trained.network, trained.autoencoder, conformed, trained.runtime)
     expected, low, high = trained.calibration.expect(seen.evidence)
     mirror, joint = _in_mirror(trained, conformed)

@@ -10,9 +10,17 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import Usage
 
-# suffixes used unless others are asked for, and every one that can be: ``all`` means these
+# suffixes used unless others are asked for, what ``all`` means, and every one that can be asked
+# for: those that BIDS has for images of a head
 ANATOMICAL = ("T1w", "T2w", "PDw", "FLAIR", "T2starw", "inplaneT2")
 ALL_MODALITIES = (*ANATOMICAL, "asl", "m0scan", "bold", "sbref", "boldref", "dwi")
+SUFFIXES = (
+    *ALL_MODALITIES,
+    *("inplaneT1", "PDT2", "angio", "T2star", "FLASH", "PD", "MTw", "UNIT1", "MP2RAGE", "MEGRE"),
+    *("MESE", "VFA", "IRT1", "MPM", "MTS", "MTR", "T1map", "T2map", "T2starmap", "R1map", "R2map"),
+    *("R2starmap", "PDmap", "MTRmap", "MTsat", "T1rho", "MWFmap", "MTVmap", "Chimap", "S0map"),
+    *("M0map", "cbv", "ADC", "FA", "colFA", "expADC", "trace"),
+)
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
 PSEUDO_LABELS = ("network", "registration", "consensus")  # ways to the first of them
 

@@ -25,7 +25,7 @@ from .method import model
 from .method.classes import Source, extend_fields_of_view
 from .method.guard import complete
 from .method.networks import Autoencoder
-from .method.pseudolabels import guesser, pseudo_label, rank
+from .method.pseudolabels import guesser, looker, pseudo_label, rank
 from .method.trainer import (
     Trained,
     Trainer,
@@ -117,7 +117,8 @@ def self_train(
         key = fingerprint(last.key, method.copies, way)
         judged = fingerprint(key, asdict(method.quality))
         draw = partial(page.draw_pseudo, out, number)
-        ranked = rank(trainer, pool, guess, autoencoder, name, judged, accepted, draw)
+        look = looker(trainer, last.network)
+        ranked = rank(trainer, pool, guess, autoencoder, name, judged, accepted, draw, look)
         scores += [{"round": number, **asdict(candidate)} for candidate in ranked]
         if trainer.runtime.main:
             write_tsv(trainer.folder / "scores.tsv", scores)

@@ -116,7 +116,7 @@ def build_parser() -> Parser:
     which.add_argument(
         "--modalities", nargs="+", default=list(ANATOMICAL), metavar="SUFFIX",
         help=f"suffixes to use (default: {' '.join(ANATOMICAL)}); "
-        f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}",
+        f"all adds {' '.join(ALL_MODALITIES[len(ANATOMICAL):])}; others of BIDS by name",
     )  # fmt: skip
     which.add_argument(
         "--bids-database-dir", type=Path, metavar="DIR",

@@ -18,7 +18,8 @@ from .bids.scans import Scan, selected
 from .config import RunConfig
 from .errors import BadData, NothingSelected, ScanFailed
 from .image import nifti
-from .image.grid import Grid, conform_image, head_of
+from .image.grid import Grid, conform_image
+from .image.head import head_of
 from .image.nifti import Image
 from .machine import files
 from .machine.progress import Progress

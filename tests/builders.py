@@ -20,7 +20,7 @@ from singlestrip_bids.bids.scans import Scan, find_scans
 from singlestrip_bids.config import PRESETS, RunConfig
 from singlestrip_bids.image import nifti
 from singlestrip_bids.image.brain import Brain
-from singlestrip_bids.image.grid import Grid, conform
+from singlestrip_bids.image.grid import Conformed, Grid, conform
 
 HEADS = Path(__file__).parents[2] / "shared" / "data" / "heads"
 SHAPE = (5, 6, 7)
@@ -171,3 +171,32 @@ def hand_over(config: RunConfig, mask: np.ndarray | None = None) -> list[str]:
         outputs.write(masked(one, mask), request)
     view = config.fmriprep_masks
     return sorted(str(path.relative_to(view)) for path in view.rglob("*.nii.gz"))
+
+
+def image_of(data: np.ndarray, affine: np.ndarray | None = None) -> nifti.Image:
+    """An image as if read, without a look at its voxels."""
+    data = data.astype(np.float32)
+    affine = np.eye(4) if affine is None else affine
+    return nifti.Image(Path("scan.nii.gz"), data, nib.Nifti1Image(data, affine))
+
+
+ELLIPSOID = (48, 56, 52)
+RADII = (15, 19, 17)
+
+
+def ellipsoid(zoom: float = 1.0, shift: int = 0, noise: float = 0.02) -> np.ndarray:
+    """An ellipsoid with a brighter one in it, in noise."""
+    place = np.indices(ELLIPSOID).T - (np.array(ELLIPSOID) - 1) / 2 - [shift, 0, 0]
+    radius = np.sqrt(((place / (np.array(RADII) * zoom)) ** 2).sum(-1)).T
+    data = np.where(radius < 0.7, 0.9, np.where(radius < 1, 0.5, 0.0))
+    rng = np.random.default_rng(0)
+    return np.abs(data + rng.normal(0, noise, ELLIPSOID)).clip(0, 1).astype(np.float32)
+
+
+def conformed_of(data: np.ndarray, inside: np.ndarray | None = None) -> Conformed:
+    inside = np.ones(data.shape, bool) if inside is None else inside
+    return Conformed(np.where(inside, data, np.float32(0)), np.eye(4), inside)
+
+
+def seen_at(data: np.ndarray, voxel_size: float) -> nifti.Image:
+    return image_of(data, np.diag([voxel_size] * 3 + [1.0]))

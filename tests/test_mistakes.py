@@ -116,7 +116,7 @@ def damage(bids: Path) -> dict[str, str]:
     data = np.asarray(good.dataobj).astype(np.float32)
     bad = {
         "zeros": (np.zeros_like(data), "every voxel is 0"),
-        "nan": (np.full_like(data, np.nan), "not finite"),
+        "nan": (np.full_like(data, np.nan), "no voxel is finite"),
         "five": (np.stack([np.stack([data] * 2, -1)] * 2, -1), "5 dimensions"),
         "complex": (data.astype(np.complex64), "complex"),
         "rgb": (np.zeros(data.shape, [(c, "u1") for c in "RGB"]), "RGB"),

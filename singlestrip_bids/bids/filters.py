@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import ALL_MODALITIES, Filters
+from ..config import SUFFIXES, Filters
 from ..errors import BadData, NoInput, Usage
 from ..machine.files import read_json
 
@@ -21,7 +21,7 @@ ENTITIES = (  # what can be asked of a scan, by pybids' long names
 )
 _NUMBERS = ("run", "echo", "flip", "inv", "chunk")  # 1 and 01 are the same
 _PREFIXES = {"subject": "sub-", "session": "ses-"}
-_QUERIES = {suffix.lower(): suffix for suffix in ALL_MODALITIES}
+_QUERIES = {suffix.lower(): suffix for suffix in SUFFIXES}
 _OTHERS = ("fmap", "roi")  # queries of fMRIPrep for what is no scan here
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import ALL_MODALITIES
 from ..errors import BadData, NoInput, Usage
 from ..image import nifti
-from ..image.masks import Mask, dice, support
+from ..image.masks import Mask
 from ..image.nifti import SAME_ORDER, Geometry, Image, reordering
 from ..machine.files import read_json, sha256
 from .derivatives import made_here
@@ -159,14 +160,9 @@ class Label:
     mask: Path
 
     def read(self) -> tuple[Image, Mask]:
-        """Read both; raises BadData if one cannot be used, or the scan has no skull any more."""
+        """Read both; raises BadData if one cannot be used."""
         image = nifti.load(self.scan.path)
         mask = nifti.load_mask(self.mask, image)
-        if dice(support(image.data), mask) > 0.9:
-            raise BadData(
-                f"{self.scan.path}: already skull-stripped (nothing but its brain is there); "
-                "label a scan that still has its skull."
-            )
         return image, mask
 
     @property
@@ -202,7 +198,9 @@ def find_label(
     given = (_given_mask(label_mask, subjects),) if label_mask else ()
     masks = given or _chosen_masks(root, subjects, derivatives)
     _require_subjects(root, [mask.subject for mask in masks])
-    raw = usable(scans_of(root, [mask.subject for mask in masks]))
+    known = {*ALL_MODALITIES, *(scan.suffix for scan in scans)}
+    there, _ = scans_of(root, [mask.subject for mask in masks])
+    raw = usable(scan for scan in there if scan.suffix in known)
     labels = tuple(Label(scan_of(mask, raw), mask.path) for mask in masks)
     for label in labels:
         if scans and label.scan not in scans:

@@ -92,6 +92,8 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
     }
     if brain.out_of_memory:
         fields["OutOfMemory"] = f"The GPU's memory was full; computed {brain.out_of_memory}."
+    if doubt := brain.orientation or ("" if image.is_placed else nifti.UNPLACED):
+        fields["OrientationDoubt"] = doubt[0].upper() + doubt[1:]
     if image.averaged < image.volumes:
         fields["Averaged"] = (
             f"The mask is of the mean of the {image.averaged} volumes without diffusion "

@@ -15,12 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..config import ALL_MODALITIES, ANATOMICAL, Filters, RunConfig
+from pathspec import GitIgnoreSpec
+
+from ..config import ALL_MODALITIES, ANATOMICAL, SUFFIXES, Filters, RunConfig
 from ..errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
 from ..machine.files import check_content, read_json, write_bytes
 from . import filters
 
 LOG = logging.getLogger("singlestrip_bids")
+IGNORE = ".bidsignore"
 
 # the suffix of each data type whose mask needs no `space-` entity
 MAIN_SUFFIX: Mapping[str, str] = {"anat": "T1w", "func": "bold", "perf": "asl", "dwi": "dwi"}
@@ -127,7 +130,9 @@ def find_scans(
             "Correct --participant-label."
         )
     who = listed(subjects, "sub-") or "any subject"
-    found = scans_of(root, subjects, database)
+    found, ignored = scans_of(root, subjects, database)
+    if ignored:
+        LOG.warning("%d images are left out by %s", ignored, root / IGNORE)
     own = _of_sessions(found, bare(session_label, "ses-"), who)
     fitting = [scan for scan in own if scan.suffix in wanted]
     if not fitting:
@@ -162,12 +167,13 @@ def _of_sessions(scans: Sequence[Scan], sessions: Sequence[str], who: str) -> Se
 
 def _suffixes(modalities: Sequence[str]) -> tuple[str, ...]:
     """Check the requested suffixes and expand `all`."""
-    if unknown := sorted(set(modalities) - {*ALL_MODALITIES, "all"}):
+    if unknown := sorted(set(modalities) - {*SUFFIXES, "all"}):
         raise Usage(
-            f"Unknown modality {listed(unknown)}. Known: {listed(ALL_MODALITIES)}, and all. "
+            f"Unknown modality {listed(unknown)}. Known: {', '.join(SUFFIXES)}, and all. "
             "Correct --modalities."
         )
-    return ALL_MODALITIES if "all" in modalities else tuple(modalities or ANATOMICAL)
+    wanted = tuple(suffix for suffix in modalities if suffix != "all")
+    return (*ALL_MODALITIES, *wanted) if "all" in modalities else wanted or ANATOMICAL
 
 
 def dataset_root(bids_dir: Path) -> Path:
@@ -201,11 +207,28 @@ def subjects_in(root: Path) -> tuple[str, ...]:
 
 def scans_of(
     root: Path, subjects: Sequence[str], database: Path | None = None
-) -> tuple[Scan, ...]:
-    """List the images of some subjects (all if empty) that have a known suffix."""
+) -> tuple[tuple[Scan, ...], int]:
+    """List the images of some subjects (all if empty) that have a suffix of BIDS.
+
+    Return also how many images `.bidsignore` leaves out.
+    """
     images = _indexed(root, subjects, database) if database else _images(root, subjects)
-    scans = (Scan(path, root, entities_of(path.relative_to(root))) for path in images)
-    return tuple(scan for scan in scans if scan.entities.get("suffix") in ALL_MODALITIES)
+    places = [path.relative_to(root) for path in images]
+    spec = _ignored(root)
+    kept = [place for place in places if not spec.match_file(place.as_posix())]
+    scans = (Scan(root / place, root, entities_of(place)) for place in kept)
+    known = tuple(scan for scan in scans if scan.entities.get("suffix") in SUFFIXES)
+    return known, len(places) - len(kept)
+
+
+def _ignored(root: Path) -> GitIgnoreSpec:
+    """Read the patterns of files that the BIDS validator does not look at, either."""
+    path = root / IGNORE
+    lines = path.read_text("utf-8-sig", "replace").splitlines() if path.is_file() else []
+    try:
+        return GitIgnoreSpec.from_lines(lines)
+    except ValueError as error:
+        raise InvalidDataset(f"{path}: {error}. Correct the pattern.") from error
 
 
 def _images(root: Path, subjects: Sequence[str]) -> Iterator[Path]:

@@ -39,6 +39,8 @@ class Brain:
         What the expected Dice is read from, by the names of sidecar fields.
     out_of_memory : str
         How it was computed where the GPU's memory was full; otherwise empty.
+    orientation : str
+        Why the axes may point elsewhere than the header says; empty where nothing speaks for it.
     """
 
     image: Image
@@ -49,6 +51,7 @@ class Brain:
     interval: tuple[float, float]
     evidence: Mapping[str, float]
     out_of_memory: str = ""
+    orientation: str = ""
 
     @property
     def mask(self) -> nib.Nifti1Image:

@@ -8,21 +8,19 @@ half or twice as wide as the labelled one, comes to a grid of so much finer or c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from nibabel import orientations
-from nibabel.affines import voxel_sizes
+from nibabel.affines import from_matvec, voxel_sizes
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from ..errors import BadData
-from .masks import Mask, box, clean, millilitres, support
+from .fill import bridge, split
+from .masks import Mask, box, clean
 from .nifti import SAME_ORDER, Geometry, Image, to_ras
 from .resampling import Array, sample, weights
 
+SMALL = 1e-3  # no share of data is less
 PERCENTILES = (0.5, 99.0)  # the intensities that become 0 and 1
 
 
@@ -66,9 +64,17 @@ def _positions(matrix: NDArray, shape: tuple[int, ...]) -> list[NDArray[np.float
     return [matrix[axis, axis] * np.arange(n) + matrix[axis, 3] for axis, n in enumerate(shape)]
 
 
-def conform(data: NDArray, affine: NDArray, grid: Grid) -> Conformed:
-    """Bring a volume (X, Y, Z) to a grid, intensities as they are; 0 outside the field of view."""
+def conform(data: NDArray, affine: NDArray, grid: Grid, fill: Mask | None = None) -> Conformed:
+    """Bring a volume (X, Y, Z) to a grid, intensities as they are; 0 outside the field of view.
+
+    Where ``fill`` says that voxels hold no data the others alone count.
+    """
+    gone = None if fill is None else to_ras(fill, np.asarray(affine))[0]
     data, affine = to_ras(np.asarray(data), np.asarray(affine))
+    if gone is not None:  # the field of view ends where no data begin
+        place = box(~gone)
+        data, gone = data[place], gone[place]
+        affine = affine @ from_matvec(np.eye(3), [edge.start for edge in place])
     shape, placed = grid.place(data.shape, affine)
     matrix = np.linalg.inv(affine) @ placed
     positions = _positions(matrix, shape)
@@ -79,8 +85,15 @@ def conform(data: NDArray, affine: NDArray, grid: Grid) -> Conformed:
         inside &= within.reshape([-1 if a == axis else 1 for a in range(3)])
     # whole blocks of voxels are averaged, the largest that fit into a voxel of the model
     blocks = np.maximum(np.floor(grid.voxel_size / voxel_sizes(affine) + 1e-3).astype(int), 1)
-    lines = map(weights, data.shape, positions, blocks.tolist())
-    sampled = sample(data, list(lines))
+    lines = list(map(weights, data.shape, positions, blocks.tolist()))
+    if gone is None:
+        sampled = sample(data, lines)
+    else:
+        weight = sample(~gone, lines)
+        known = sample(np.where(gone, 0, data), lines) / np.maximum(weight, np.float32(SMALL))
+        outside, gaps = split(weight, inside)
+        inside &= ~outside
+        sampled = bridge(known.astype(np.float32), gaps, inside & ~gaps)
     return Conformed(np.where(inside, sampled, np.float32(0)), placed, inside)
 
 
@@ -95,7 +108,7 @@ def scale_intensity(volume: Conformed) -> Conformed:
 
 def conform_image(image: Image, grid: Grid) -> Conformed:
     """Bring an image to a grid and its intensities to [0, 1]."""
-    return scale_intensity(conform(image.data, image.affine, grid))
+    return scale_intensity(conform(image.data, image.affine, grid, image.fill))
 
 
 def restore(data: NDArray, affine: NDArray, image: Image) -> Array:
@@ -136,138 +149,3 @@ def _from_ras(data: NDArray, image: Image) -> NDArray:
     ornt = orientations.io_orientation(image.affine)
     back = orientations.ornt_transform(SAME_ORDER, ornt)
     return orientations.apply_orientation(data, back)
-
-
-def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
-    """Voxel size in mm with which a grid of ``size``³ holds a whole head around this brain.
-
-    The edge of the grid is 1.75 diameters of the sphere of the brain's volume (an adult human's
-    is 147 mm, so 256 mm), not more than the field of view, not less than 1.2 times the brain.
-    """
-    sizes = voxel_sizes(affine)
-    diameter = float((6000 / np.pi * millilitres(mask, affine)) ** (1 / 3))
-    brain = max((edge.stop - edge.start) * s for edge, s in zip(box(mask), sizes, strict=True))
-    field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
-    edge = max(min(1.75 * diameter, field), 1.2 * brain)
-    return float(f"{edge / size:.3g}")
-
-
-AIR = 0.15  # of the intensities' range; what is brighter belongs to the head
-RIM = 0.02  # planes with less of the head than this, against the fullest, are left out
-FINEST = 64  # points along an axis at which a head is measured, about
-CHANGE = 1.35  # a head must be so many times wider or narrower to be seen at another size
-LARGEST = 16  # times the least grid's voxels: no grid gets larger for a head that looks small
-
-
-def head_of(data: Array) -> Mask:
-    """Find the head in intensities (X, Y, Z) in [0, 1]: bright, in one piece, without holes."""
-    return clean(ndimage.binary_opening(data > AIR))
-
-
-def head_width(conformed: Conformed) -> tuple[float, bool]:
-    """Measure a head on the model's grid, left to right and back to front; intensities in [0, 1].
-
-    Height says nothing, because fields of view end anywhere between vertex and shoulders. Returns
-    the geometric mean of both widths in voxels, and whether the field of view ends within the
-    head, which may then be wider.
-    """
-    step = max(max(conformed.data.shape) // FINEST, 1)
-    thin = (slice(None, None, step),) * 3
-    head = head_of(conformed.data[thin])
-    widths, cut = [], False
-    for across in ((1, 2), (0, 2)):
-        area = head.sum(axis=across)
-        planes = np.flatnonzero(area > RIM * area.max())
-        field = np.flatnonzero(conformed.inside[thin].any(axis=across))
-        if not len(planes):
-            return 0.0, True
-        widths.append(planes[-1] - planes[0] + 1)
-        cut |= bool(planes[0] <= field[0] or planes[-1] >= field[-1])
-    return step * float(np.sqrt(widths[0] * widths[1])), cut
-
-
-def relative_size(conformed: Conformed, label_width: float) -> float:
-    """Tell how many times wider a head is than the labelled one; 1 if they are much alike.
-
-    Both at the voxel size of the label: 1, or above 1.35, or below 1 / 1.35. A field of view that
-    cuts the head makes it no smaller.
-    """
-    width, cut = head_width(conformed)
-    ratio = width / label_width
-    wider, narrower = ratio > CHANGE, ratio < 1 / CHANGE and not cut
-    return ratio if wider or narrower else 1.0
-
-
-def refuse_stripped(image: Image, brain_ml: float) -> None:
-    """Raise BadData if all that is not background is hardly more than a brain (ml).
-
-    A head fills at least 1.5 times its brain's volume, also where the field of view is tight; 1.1
-    times leaves room for smaller heads. Without a constant background nothing was stripped: the
-    field of view may be as small.
-    """
-    head = support(image.data)
-    filled = millilitres(head, image.affine)
-    if filled < 1.1 * brain_ml and not head.all():
-        raise BadData(
-            f"{image.path}: already skull-stripped, it seems: only {filled:.0f} ml are not "
-            f"background, and the labelled brain has {brain_ml:.0f} ml; give the scan with its "
-            "skull."
-        )
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How a model sees heads: those of the label's size on its grid, others finer or coarser."""
-
-    grid: Grid  # on which the labelled head is seen
-    brain_ml: float  # volume of the labelled brain
-    head_width: float  # of the labelled head, in voxels of the grid
-
-    @classmethod
-    def around(
-        cls,
-        pairs: Sequence[tuple[Image, Mask]],
-        size: int,
-        multiple: int,
-        voxel_size: float | None,
-    ) -> Frame:
-        """Settle the frame of labelled scans: medians of their sizes.
-
-        Without a voxel size (mm), that is taken with which a grid of ``size`` holds the labelled
-        heads.
-
-        Raises
-        ------
-        BadData
-            No head is found in a scan.
-        """
-        voxel_size = voxel_size or float(
-            np.median([working_voxel_size(mask, image.affine, size) for image, mask in pairs])
-        )
-        grid = Grid(voxel_size, size, multiple)
-        widths = [head_width(conform_image(image, grid))[0] for image, _ in pairs]
-        for (image, _), width in zip(pairs, widths, strict=True):
-            if not width:
-                raise BadData(f"{image.path}: no head is found in it; label another scan.")
-        brain_ml = float(np.median([millilitres(mask, image.affine) for image, mask in pairs]))
-        return cls(grid, brain_ml, float(np.median(widths)))
-
-    def conform(self, image: Image) -> Conformed:
-        """Bring a scan to the model's grid, intensities to [0, 1].
-
-        Raises BadData if the scan is already skull-stripped.
-        """
-        conformed = conform_image(image, self.grid)
-        ratio = relative_size(conformed, self.head_width)
-        # what looks like a small head may be a brain without its skull: no smaller brain then
-        refuse_stripped(image, self.brain_ml * max(ratio, 1) ** 3)
-        finer = replace(self.grid, voxel_size=self.grid.voxel_size * ratio)
-        if ratio == 1 or (ratio < 1 and _too_large(image, finer)):
-            return conformed
-        return conform_image(image, finer)
-
-
-def _too_large(image: Image, grid: Grid) -> bool:
-    """Tell whether voxels so fine, over all of a field of view, would take too much memory."""
-    shape, _ = grid.place(image.data.shape, image.affine)
-    return math.prod(shape) > LARGEST * grid.size**3

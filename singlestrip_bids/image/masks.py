@@ -72,15 +72,6 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
     return 1.0 if total == 0 else 2.0 * int((first & second).sum()) / total
 
 
-def support(data: Array) -> Mask:
-    """Voxels that differ from the constant background, if there is one (the first corner)."""
-    corners = data[:: data.shape[0] - 1 or 1, :: data.shape[1] - 1 or 1, :: data.shape[2] - 1 or 1]
-    background = np.median(corners)
-    if np.mean(corners == background) < 0.6:
-        return np.ones(data.shape, dtype=bool)
-    return data != background
-
-
 def millilitres(mask: Mask, affine: NDArray) -> float:
     """Volume of a mask (X, Y, Z) on the grid of ``affine``."""
     return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)

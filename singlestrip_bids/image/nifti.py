@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from ..errors import BadData
 from ..machine.files import check_content, first_bytes, write_bytes
+from .fill import find_fill
 from .masks import Mask
 from .series import DAMAGED, read_voxels
 
 LOG = logging.getLogger("singlestrip_bids")
 IN_MEMORY = Path("image in memory")
+UNPLACED = "its qform_code and sform_code are 0: left and right cannot be known."
 
 _GEOMETRY = (
     *("dim_info", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c"),
@@ -83,11 +85,17 @@ class Image:
     nifti: nib.Nifti1Image
     volumes: int = 1
     averaged: int = 1
+    fill: Mask | None = None  # (X, Y, Z) voxels that hold no data; None if all do
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel indices to mm (4, 4)."""
         return affine_of(self.nifti)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the header says where left and right are: one of its codes is not 0."""
+        return any(self.nifti.header[name] for name in ("qform_code", "sform_code"))
 
     @property
     def sizes(self) -> NDArray[np.float64]:
@@ -204,25 +212,34 @@ def check(path: Path, nifti: nib.Nifti1Image) -> Image:
     _check_size(path, nifti)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", over="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)
-        data, *counts = read_voxels(path, nifti)
-    finite = np.isfinite(data)
-    if not finite.all():
-        share = 100 * (1 - finite.mean())
-        if share > 50:
-            raise BadData(f"{path}: {share:.0f} % of the voxels are not finite; restore the scan.")
-        LOG.warning("%s: %.3g %% of the voxels are not finite; taken as the minimum.", path, share)
-        data = np.where(finite, data, data[finite].min())
-    if data.min() == data.max():
-        raise BadData(f"{path}: every voxel is {data.flat[0]:g}; an image without a head.")
-    if ((data == data.min()) | (data == data.max())).all():
+        data, volumes, averaged = read_voxels(path, nifti)
+    finite = data[np.isfinite(data)] if data.dtype.kind == "f" else data
+    if not finite.size:
+        raise BadData(f"{path}: no voxel is finite; restore the scan.")
+    if finite.min() == finite.max():
+        raise BadData(f"{path}: every voxel is {finite.flat[0]:g}; an image without a head.")
+    if ((finite == finite.min()) | (finite == finite.max())).all():
         raise BadData(f"{path}: a mask, it seems: only two values; give the scan itself.")
-    if (largest := np.abs(data).max()) > 1e30:  # sums of such values overflow
+    if (largest := np.abs(finite).max()) > 1e30:  # sums of such values overflow
         data = data / largest
+    data, fill = _without_fill(path, data)
     affine = affine_of(nifti)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise BadData(f"{path}: its affine cannot be inverted; mend sform or qform.")
     _compare_forms(path, nifti)
-    return Image(path, data, nifti, *counts)
+    image = Image(path, data, nifti, volumes, averaged, fill)
+    if not image.is_placed:
+        LOG.warning("%s: %s", path, UNPLACED)
+    return image
+
+
+def _without_fill(path: Path, data: NDArray) -> tuple[NDArray, Mask | None]:
+    """Find what holds no data, and set it to the least value of the rest."""
+    fill = find_fill(data)
+    if fill is None:
+        return data, None
+    LOG.warning("%s: %.3g %% of the voxels hold no data; left out.", path, 100 * fill.mean())
+    return np.where(fill, data[~fill].min(), data), fill
 
 
 def extract(image: Image, mask: Mask) -> NDArray:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ..image.grid import head_of
+from ..image.head import head_of
 from ..image.masks import Mask
 
 LOG = logging.getLogger("singlestrip_bids")

@@ -17,12 +17,15 @@ from ..config import PRESETS, AutoencoderConfig, MethodConfig, NetworkConfig
 from ..errors import BadData, NoInput, ScanFailed
 from ..image import nifti
 from ..image.brain import Brain
-from ..image.grid import Conformed, Frame, Grid, restore_mask
+from ..image.frame import Frame
+from ..image.grid import Conformed, Grid, restore_mask
+from ..image.head import refuse_stripped
 from ..image.nifti import Image
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
-from .expected_dice import Calibration, segment
+from .expected_dice import Calibration, Segmentation, segment
 from .networks import Autoencoder, Network, UNet
+from .orientation import STEADIER, Doubt, doubt
 from .training import load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -72,6 +75,7 @@ class Model:
     def find(self, image: Image, conformed: Conformed) -> Brain:
         """Find the brain in an image that is on the networks' grid already; raises as `mask`."""
         seen = segment(self.network, self.autoencoder, conformed, self.runtime)
+        refuse_stripped(image.path, conformed, seen.mask)
         mask = restore_mask(seen.probability, conformed.affine, image)
         if not mask.any():
             raise ScanFailed(
@@ -79,6 +83,12 @@ class Model:
                 "it."
             )
         expected, *interval = self.calibration.expect(seen.evidence)
+        turned = self._doubt(image, conformed, seen, expected)
+        if turned:
+            LOG.warning("%s: %s", image.path, turned.words)
+            low = turned.agreement - (expected - interval[0])
+            expected = min(expected, turned.agreement)
+            interval[0] = max(min(interval[0], low), 0.0)
         return Brain(
             image,
             mask,
@@ -92,7 +102,17 @@ class Model:
                 "StrongContrastAgreement": seen.evidence.strong,
             },
             seen.way,
+            turned.words if turned else "",
         )
+
+    def _doubt(
+        self, image: Image, conformed: Conformed, seen: Segmentation, expected: float
+    ) -> Doubt | None:
+        """Look at a scan from all sides if less can be expected of it than of the pool."""
+        usual = self.card["guard"]["standings"][Path(self.card["network"]).stem]["pool"]
+        if image.is_placed and usual is not None and 1 - expected < STEADIER * (1 - usual):
+            return None
+        return doubt(self.network, conformed, seen.mask, seen.evidence, self.runtime)
 
     def stamp(self, scan: Path) -> dict[str, str]:
         """Return the sidecar fields that tell what an output is made of: checksums."""

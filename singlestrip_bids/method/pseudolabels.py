@@ -15,6 +15,7 @@ from torch import Tensor
 from ..bids.scans import Scan
 from ..errors import BadData
 from ..image.grid import Conformed
+from ..image.head import refuse_stripped
 from ..image.masks import Mask, dice, millilitres, pack, unpack
 from ..machine import files
 from ..machine.progress import Progress
@@ -23,10 +24,13 @@ from .autoencoder import shape_score
 from .classes import Source
 from .inference import mask_from, predict
 from .networks import Autoencoder, UNet
+from .orientation import Doubt, doubt
 from .registration import propagate
 from .trainer import Trainer
 
 T = TypeVar("T")
+UPRIGHT = 0.9  # agreement of network and registration above which no orientation is in doubt
+APART = 0.05  # nor is it, where the agreement is not so far below that of most scans
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -89,6 +93,7 @@ class Guess:
 
 Guesser = Callable[[Conformed], Guess]
 Drawer = Callable[[Scan, Conformed, Guess], None]
+Look = Callable[[Conformed, Mask], Doubt | None]
 
 
 def propagate_labels(
@@ -128,6 +133,11 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     return guess
 
 
+def looker(trainer: Trainer, network: UNet) -> Look:
+    """Make the function that looks at a scan from all sides."""
+    return lambda conformed, mask: doubt(network, conformed, mask, None, trainer.runtime)
+
+
 def rank(
     trainer: Trainer,
     pool: Sequence[Scan],
@@ -137,6 +147,7 @@ def rank(
     key: str,
     always: Collection[str] = (),
     draw: Drawer | None = None,
+    look: Look | None = None,
 ) -> list[Candidate]:
     """Guess and score a mask of every unlabelled scan; a bad scan gets a note and no mask.
 
@@ -159,7 +170,38 @@ def rank(
                 found.append(Candidate(scan.relative, 0.0, None, 0.0, note=note))
             progress.step(f"{scan.name} {found[-1].rank:.3f}")
     candidates = [Candidate(**row) for row in runtime.collect([asdict(one) for one in found])]
+    if look:
+        candidates = _upright(trainer, pool, candidates, look, name, always)
     return top_k(candidates, trainer.method.top_k or max(10, len(pool) // 2), always)
+
+
+def _upright(
+    trainer: Trainer,
+    pool: Sequence[Scan],
+    candidates: Sequence[Candidate],
+    look: Look,
+    name: str,
+    always: Collection[str],
+) -> list[Candidate]:
+    """Leave out scans whose axes point elsewhere, among those of far less agreement than most."""
+    agreements = [c.agreement for c in candidates if c.agreement is not None]
+    limit = min(UPRIGHT, np.median(agreements) - APART) if agreements else 0.0
+    suspects = {c.scan for c in candidates if c.agreement is not None and c.agreement < limit}
+    scans = [scan for scan in pool if scan.relative in suspects - set(always)]
+    notes = dict[str, str]()
+    with trainer.runtime.share(scans) as own, Progress(f"{name}: poses", len(own)) as progress:
+        for scan in own:
+            check_stop()
+            turned = look(trainer.conform(scan), masks_of(trainer, scan, name)["mask"])
+            if turned:
+                error = BadData(f"{scan.path}: {turned.words}")
+                notes[scan.relative] = trainer.note(scan, error)
+            progress.step(scan.name)
+    found = {c.scan: c for c in candidates}
+    for part in trainer.runtime.gather(notes):
+        for scan, note in part.items():
+            found[scan] = Candidate(scan, 0.0, None, 0.0, note=note)
+    return list(found.values())
 
 
 def _candidate(
@@ -182,6 +224,7 @@ def _candidate(
             pass  # half a file from elsewhere: the mask is made again
     conformed = trainer.conform(scan)
     made = guess(conformed)
+    refuse_stripped(scan.path, conformed, made.mask)
     if draw:
         draw(scan, conformed, made)
     score, _ = as_memory_allows(

@@ -24,7 +24,9 @@ from ..bids.scans import Scan
 from ..config import MethodConfig, RunConfig, TrainingConfig
 from ..errors import BadData, CannotCreate, IOFailed, ScanFailed
 from ..image import nifti
-from ..image.grid import Conformed, Frame, conform, conform_image
+from ..image.frame import Frame
+from ..image.grid import Conformed, conform, conform_image
+from ..image.head import refuse_stripped
 from ..image.masks import clean
 from ..machine import files
 from ..machine.runlog import report_crash
@@ -168,8 +170,10 @@ def begin(
         work = config.work_dir / files.fingerprint(key, str(config.output_dir))[:16]
     how = config.log_dir, config.stop_on_first_crash
     trainer = Trainer(folder, work, method, frame, runtime, key, *how)
-    masks = [conform(mask, image.affine, grid).data for image, mask in pairs]
+    masks = [conform(mask, image.affine, grid, image.fill).data for image, mask in pairs]
     images = [conform_image(image, grid) for image, _ in pairs]
+    for label, image, mask in zip(labels, images, masks, strict=True):
+        refuse_stripped(label.scan.path, image, mask > 0.5)
     return trainer, [trainer.source(one, mask) for one, mask in zip(images, masks, strict=True)]
 
 

@@ -48,6 +48,8 @@ NUMBERS = (
     "StrongContrastAgreement", "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
+SENTENCES = "OrientationDoubt", "Averaged", "OutOfMemory"  # fields that are remarks as they are
+
 
 @dataclass(frozen=True)
 class Row:
@@ -264,7 +266,7 @@ def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[
     if agreement is not None and agreement < LOW_AGREEMENT:
         said.append("The mask is another in a slightly different contrast, or in the mirror.")
     said += _about_model(fields, card) if card else []
-    said += [str(fields[name]) for name in ("Averaged", "OutOfMemory") if fields.get(name)]
+    said += [str(fields[name]) for name in SENTENCES if fields.get(name)]
     return tuple(said)
 
 

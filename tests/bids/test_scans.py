@@ -7,10 +7,11 @@ import pickle
 from pathlib import Path
 
 import pytest
+from bidsschematools.schema import load_schema
 from builders import SCANS, make_dataset, write_description, write_nifti
 
 from singlestrip_bids.bids.scans import find_scans
-from singlestrip_bids.config import ANATOMICAL
+from singlestrip_bids.config import ANATOMICAL, SUFFIXES
 from singlestrip_bids.errors import BadData, InvalidDataset, NoInput, NothingSelected, Usage
 
 
@@ -238,3 +239,63 @@ def test_annexed_description(bids):
     path.symlink_to(".git/annex/objects/aa/bb/MD5E-s1--0.json/MD5E-s1--0.json")
     with pytest.raises(InvalidDataset, match=f"datalad get {path}"):
         find_scans(bids)
+
+
+class TestIgnored:
+    @pytest.mark.parametrize("database", [False, True])
+    def test_bidsignore_leaves_scans_out_and_says_how_many(self, bids, tmp_path, caplog, database):
+        place = tmp_path / "db" if database else None
+        before = names(find_scans(bids, ["all"], database=place))
+        (bids / ".bidsignore").write_text("\ufeff# not ours\n*_FLAIR.nii*\n/sub-01/\n\nextra/**\n")
+        scans = find_scans(bids, ["all"], database=place)
+        gone = [name for name in before if "FLAIR" in name or name.startswith("sub-01/")]
+        assert names(scans) == [name for name in before if name not in gone]
+        assert gone
+        assert f"{len(gone)} images are left out by {bids / '.bidsignore'}" in caplog.text
+
+    def test_what_is_taken_back_stays(self, bids):
+        (bids / ".bidsignore").write_text("*.nii*\n!sub-02/ses-2/anat/*_FLAIR.nii*\n")
+        assert names(find_scans(bids, ["all"])) == ["sub-02/ses-2/anat/sub-02_ses-2_FLAIR.nii"]
+
+    def test_nothing_left(self, bids):
+        (bids / ".bidsignore").write_text("sub-*\n")
+        with pytest.raises(NothingSelected, match="there: none"):
+            find_scans(bids)
+
+    def test_a_pattern_that_is_none(self, bids):
+        (bids / ".bidsignore").write_text("!\n")
+        with pytest.raises(InvalidDataset, match=r"\.bidsignore: .*Correct the pattern"):
+            find_scans(bids)
+
+    def test_without_images_of_it_nothing_is_said(self, bids, caplog):
+        (bids / ".bidsignore").write_text("extra/\n")
+        find_scans(bids)
+        assert "left out" not in caplog.text
+
+
+class TestSuffixes:
+    def test_every_one_that_bids_has_for_a_head(self):
+        """By the schema that pybids brings, whatever its version."""
+        schema = load_schema().rules.files.raw
+        no_head = {"phase", "noRF", "defacemask"}
+        for datatype in ("anat", "func", "perf", "dwi"):
+            for rule in schema[datatype].values():
+                if any(".nii" in extension for extension in rule.extensions):
+                    assert {*rule.suffixes} - no_head <= {*SUFFIXES}
+
+    @pytest.mark.parametrize("suffix", ["UNIT1", "MEGRE", "T1map", "angio", "PDT2", "MTw"])
+    def test_by_name_alone(self, bids, suffix):
+        name = f"sub-01/anat/sub-01_{suffix}.nii.gz"
+        write_nifti(bids / name)
+        assert name not in names(find_scans(bids, ["all"]))
+        assert names(find_scans(bids, [suffix])) == [name]
+        assert name in names(find_scans(bids, ["all", suffix]))
+        with pytest.raises(NothingSelected, match=f"Suffixes there: .*{suffix}"):
+            find_scans(bids, ["cbv"])
+
+    def test_each_echo_and_inversion_but_no_phase(self, bids):
+        for name in ("inv-1_part-mag", "inv-2_part-mag", "inv-2_part-phase"):
+            write_nifti(bids / f"sub-01/anat/sub-01_{name}_MP2RAGE.nii.gz")
+        scans = find_scans(bids, ["MP2RAGE"])
+        assert [scan.entities["inv"] for scan in scans] == ["1", "2"]
+        assert {scan.mask_space for scan in scans} == {"MP2RAGE"}

@@ -1,42 +1,30 @@
-"""To the model's grid and back, and the frame in which a model sees heads."""
+"""To the model's grid and back."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from builders import ORIENTATIONS, affine_of, axes, turned
+from builders import ORIENTATIONS, affine_of, axes, image_of, turned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 
-from singlestrip_bids.errors import BadData
 from singlestrip_bids.image.grid import (
     Conformed,
-    Frame,
     Grid,
     conform,
-    head_width,
-    relative_size,
     restore,
     restore_mask,
     scale_intensity,
-    working_voxel_size,
 )
 from singlestrip_bids.image.masks import clean
-from singlestrip_bids.image.nifti import Image
 
 SIZE, MULTIPLE = 16, 4
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def image_of(data: np.ndarray, affine: np.ndarray) -> Image:
-    data = data.astype(np.float32)
-    return Image(Path("scan.nii.gz"), data, nib.Nifti1Image(data, affine))
 
 
 def world(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -233,48 +221,6 @@ class TestIntensity:
         np.testing.assert_allclose(one, two, atol=1e-4)
 
 
-class TestWorkingVoxelSize:
-    @staticmethod
-    def ball(diameter: float, field: float, voxel: float) -> np.ndarray:
-        n = round(field / voxel)
-        place = (np.indices((n, n, n)) - (n - 1) / 2) * voxel
-        return (place**2).sum(0) <= (diameter / 2) ** 2
-
-    def test_human(self):
-        head = self.ball(147, 300, 4)
-        assert working_voxel_size(head, np.diag([4, 4, 4, 1]), 64) == pytest.approx(4, rel=0.03)
-
-    @pytest.mark.parametrize("scale", [0.1, 10.0])
-    def test_proportional_to_the_animal(self, scale):
-        head = self.ball(147, 300, 5)
-        human = working_voxel_size(head, np.diag([5, 5, 5, 1]), 64)
-        other = working_voxel_size(head, np.diag([5 * scale] * 3 + [1]), 64)
-        assert other == pytest.approx(scale * human, rel=1e-6)
-
-    def test_inverse_to_the_size(self):
-        head, affine = self.ball(147, 300, 5), np.diag([5, 5, 5, 1])
-        coarse, fine = (working_voxel_size(head, affine, size) for size in (64, 256))
-        assert coarse == pytest.approx(4 * fine, rel=0.01)
-
-    def test_not_more_than_the_field_of_view(self):
-        tight = self.ball(120, 160, 4)
-        assert working_voxel_size(tight, np.diag([4, 4, 4, 1]), 64) == pytest.approx(160 / 64)
-
-    def test_a_long_brain_fits(self):
-        rod = np.zeros((20, 20, 60), bool)
-        rod[8:12, 8:12, 2:58] = True
-        voxel = working_voxel_size(rod, np.diag([1, 1, 3, 1]), 32)
-        assert 32 * voxel == pytest.approx(1.2 * 56 * 3, rel=0.01)
-
-    @pytest.mark.parametrize("codes", ["RAS", "SLP", "AIR"])
-    def test_orientation_does_not_matter(self, codes):
-        head = self.ball(100, 180, 6)
-        turned = affine_of(axes(codes), (6.0,) * 3, (1.0, 2.0, 3.0))
-        assert working_voxel_size(head, turned, 64) == pytest.approx(
-            working_voxel_size(head, np.diag([6, 6, 6, 1]), 64)
-        )
-
-
 class TestRestoreMask:
     @pytest.mark.parametrize("codes", ORIENTATIONS[::5])
     def test_is_the_whole_grid_cut_and_cleaned(self, codes):
@@ -293,107 +239,3 @@ class TestRestoreMask:
         image = image_of(np.zeros((9, 8, 7), "f4"), np.eye(4))
         placed = conform(image.data, image.affine, Grid(2.0, SIZE, MULTIPLE))
         assert not restore_mask(placed.data, placed.affine, image).any()
-
-
-HEAD = (48, 56, 52)
-RADII = (15, 19, 17)
-
-
-def head(zoom: float = 1.0, shift: int = 0, noise: float = 0.02) -> np.ndarray:
-    """An ellipsoid with a brighter one in it, in noise."""
-    place = np.indices(HEAD).T - (np.array(HEAD) - 1) / 2 - [shift, 0, 0]
-    radius = np.sqrt(((place / (np.array(RADII) * zoom)) ** 2).sum(-1)).T
-    data = np.where(radius < 0.7, 0.9, np.where(radius < 1, 0.5, 0.0))
-    rng = np.random.default_rng(0)
-    return np.abs(data + rng.normal(0, noise, HEAD)).clip(0, 1).astype(np.float32)
-
-
-def conformed(data: np.ndarray, inside: np.ndarray | None = None) -> Conformed:
-    inside = np.ones(data.shape, bool) if inside is None else inside
-    return Conformed(np.where(inside, data, np.float32(0)), np.eye(4), inside)
-
-
-def seen_at(data: np.ndarray, voxel_size: float) -> Image:
-    return image_of(data, np.diag([voxel_size] * 3 + [1.0]))
-
-
-class TestHeadWidth:
-    @pytest.mark.parametrize("noise", [0.0, 0.02, 0.08])
-    def test_is_that_of_the_head(self, noise):
-        width, cut = head_width(conformed(head(noise=noise)))
-        assert width == pytest.approx(2 * np.sqrt(RADII[0] * RADII[1]), abs=2)
-        assert not cut
-
-    def test_does_not_depend_on_height(self):
-        data = head()
-        low = data.copy()
-        low[..., : HEAD[2] // 2] = 0
-        assert head_width(conformed(low))[0] == head_width(conformed(data))[0]
-
-    def test_tells_when_the_field_of_view_ends_in_the_head(self):
-        inside = np.zeros(HEAD, bool)
-        inside[14:] = True
-        assert head_width(conformed(head(), inside))[1]
-        assert head_width(conformed(head(shift=12)))[1]
-
-    def test_of_nothing(self):
-        assert head_width(conformed(np.zeros(HEAD, np.float32))) == (0.0, True)
-
-    def test_of_a_fine_grid(self):
-        fine = head().repeat(3, 0).repeat(3, 1).repeat(3, 2)
-        width, _ = head_width(conformed(fine))
-        assert width == pytest.approx(3 * head_width(conformed(head()))[0], abs=4)
-
-
-class TestRelativeSize:
-    @pytest.mark.parametrize("zoom", [0.8, 1.0, 1.2])
-    def test_like_heads_are_left_alone(self, zoom):
-        assert relative_size(conformed(head(zoom)), head_width(conformed(head()))[0]) == 1
-
-    @pytest.mark.parametrize("zoom", [0.5, 0.65])
-    def test_smaller(self, zoom):
-        ratio = relative_size(conformed(head(zoom)), head_width(conformed(head()))[0])
-        assert ratio == pytest.approx(zoom, abs=0.07)
-
-    @pytest.mark.parametrize("zoom", [0.5, 0.65])
-    def test_larger(self, zoom):
-        ratio = relative_size(conformed(head()), head_width(conformed(head(zoom)))[0])
-        assert ratio == pytest.approx(1 / zoom, rel=0.12)
-
-    def test_a_slab_is_no_small_head(self):
-        inside = np.zeros(HEAD, bool)
-        inside[18:30] = True
-        assert relative_size(conformed(head(), inside), head_width(conformed(head()))[0]) == 1
-
-
-class TestFrame:
-    def frame(self, brain_ml: float = 10.0) -> Frame:
-        return Frame(Grid(1.0, 32, 8), brain_ml, head_width(conformed(head()))[0])
-
-    def test_the_labelled_head_keeps_its_voxel_size(self):
-        assert self.frame().conform(seen_at(head(), 1.0)).voxel_size == 1
-
-    @pytest.mark.parametrize("zoom", [0.5, 1.8])
-    def test_another_head_is_seen_at_the_size_of_the_label(self, zoom):
-        seen = self.frame(brain_ml=1.0).conform(seen_at(head(noise=0), zoom))
-        assert seen.voxel_size == pytest.approx(zoom, rel=0.07)
-        same = self.frame().conform(seen_at(head(noise=0), 1.0))
-        assert (seen.data > 0.2).sum() == pytest.approx((same.data > 0.2).sum(), rel=0.2)
-
-    def test_a_small_head_is_not_taken_for_a_stripped_one(self):
-        data = head()
-        brain_ml = (data > 0.7).sum() / 1000
-        assert self.frame(brain_ml).conform(seen_at(data, 0.5)).voxel_size < 0.6
-
-    def test_a_stripped_one_is_refused(self):
-        data = np.where(head(noise=0) > 0.7, head(noise=0), np.float32(0))
-        with pytest.raises(BadData, match="already skull-stripped"):
-            self.frame((data > 0).sum() / 1000).conform(seen_at(data, 1.0))
-
-    def test_a_field_of_view_smaller_than_the_brain_is_none(self):
-        slab = head()[10:-10, 10:-10, 20:32]
-        assert self.frame(brain_ml=slab.size / 1000).conform(seen_at(slab, 1.0)).data.any()
-
-    def test_a_bright_spot_makes_no_grid_too_large_for_the_memory(self):
-        spot = head(0.2, noise=0)
-        assert self.frame(brain_ml=0.1).conform(seen_at(spot, 1.0)).voxel_size == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import ramp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -18,7 +17,6 @@ from singlestrip_bids.image.masks import (
     move_border,
     pack,
     signed_distance,
-    support,
     unpack,
 )
 
@@ -108,28 +106,6 @@ class TestDice:
     def test_other_shapes_are_refused(self):
         with pytest.raises(ValueError, match="different shapes"):
             dice(np.ones((3, 3, 3)), np.ones((3, 3, 4)))
-
-
-class TestSupport:
-    @pytest.mark.parametrize("background", [0.0, -1000.0, 5.0])
-    def test_constant_background(self, background):
-        head = np.zeros((9, 8, 7), bool)
-        head[2:6, 3:5, 1:5] = True
-        data = np.where(head, ramp(9, 8, 7) + 10, background).astype("f4")
-        np.testing.assert_array_equal(support(data), head)
-
-    def test_noise_all_over(self):
-        noise = np.random.default_rng(0).random((9, 8, 7)).astype("f4")
-        assert support(noise).all()
-
-    def test_some_corners_cut_by_the_head(self):
-        data = np.zeros((9, 8, 7), np.float32)
-        data[1:, 1:, 3:] = 1 + ramp(8, 7, 4)
-        np.testing.assert_array_equal(support(data), data > 0)
-
-    @pytest.mark.parametrize("shape", [(1, 5, 5), (5, 5, 1), (2, 2, 2), (1, 1, 1)])
-    def test_thin(self, shape):
-        assert support(np.zeros(shape, "f4")).shape == shape
 
 
 def test_volume_of_sheared_voxels():

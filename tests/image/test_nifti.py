@@ -76,10 +76,9 @@ class TestLoad:
             (np.zeros((4, 5, 6), "f4"), "every voxel is 0"),
             (np.full((4, 5, 6), 3, "u1"), "every voxel is 3"),
             ((ramp(4, 5, 6) > 9).astype("u1"), "a mask, it seems"),
-            (np.full((4, 5, 6), np.nan, "f4"), "100 % of the voxels are not finite"),
-            (np.where(ramp(4, 5, 6) > 9, np.nan, ramp(4, 5, 6)), "not finite"),
+            (np.full((4, 5, 6), np.nan, "f4"), "no voxel is finite"),
             (np.zeros((4, 5, 6, 3), "f4"), "every voxel is 0"),
-            (np.full((4, 5, 6, 3), np.nan, "f4"), "not finite|every voxel"),
+            (np.full((4, 5, 6, 3), np.nan, "f4"), "finite|every voxel"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -230,12 +229,15 @@ class TestTwoForms:
         assert image.affine[0, 3] == 4
         assert "x.nii.gz: its sform and qform are up to 7 mm apart" in caplog.text
 
-    @pytest.mark.parametrize(
-        ("shift", "codes"), [(0.4, (1, 1)), (7.0, (0, 1)), (7.0, (1, 0)), (7.0, (0, 0))]
-    )
+    @pytest.mark.parametrize(("shift", "codes"), [(0.4, (1, 1)), (7.0, (0, 1)), (7.0, (1, 0))])
     def test_else_nothing_is_said(self, tmp_path, caplog, shift, codes):
         load(self.written(tmp_path, shift, codes))
         assert not caplog.text
+
+    def test_without_codes_left_and_right_are_unknown(self, tmp_path, caplog):
+        image = load(self.written(tmp_path, 7.0, (0, 0)))
+        assert not image.is_placed
+        assert "x.nii.gz: its qform_code and sform_code are 0: left and right" in caplog.text
 
     def test_a_qform_that_means_nothing(self, tmp_path):
         path = self.written(tmp_path, 0, (1, 1))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.config import PRESETS, SynthesisConfig, sloppy
 from singlestrip_bids.demo import write_dataset
-from singlestrip_bids.image.grid import Conformed, Frame, Grid
+from singlestrip_bids.image.frame import Frame
+from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import read_tsv
 from singlestrip_bids.machine.runtime import Runtime

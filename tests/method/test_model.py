@@ -7,7 +7,8 @@ import torch
 
 from singlestrip_bids.config import PRESETS, sloppy
 from singlestrip_bids.errors import BadData, NoInput
-from singlestrip_bids.image.grid import Frame, Grid
+from singlestrip_bids.image.frame import Frame
+from singlestrip_bids.image.grid import Grid
 from singlestrip_bids.machine import files
 from singlestrip_bids.machine.files import fingerprint, sha256
 from singlestrip_bids.machine.runtime import Runtime

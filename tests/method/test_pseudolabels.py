@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.config import PRESETS, sloppy
 from singlestrip_bids.demo import write_dataset
 from singlestrip_bids.errors import CannotCreate
-from singlestrip_bids.image.grid import Frame, Grid
+from singlestrip_bids.image.frame import Frame
+from singlestrip_bids.image.grid import Grid
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.networks import Autoencoder
+from singlestrip_bids.method.orientation import Doubt
 from singlestrip_bids.method.pseudolabels import (
     Candidate,
     Guess,
@@ -123,6 +126,44 @@ def test_a_disk_that_fails_is_not_the_fault_of_a_scan(trainer, pool, autoencoder
     trainer.work.write_text("no folder")
     with pytest.raises(CannotCreate):
         rank(trainer, pool, Middle(), autoencoder, "round-1", "key")
+
+
+class TestPoses:
+    """Scans of far less agreement than most are looked at from all sides."""
+
+    @staticmethod
+    def ranked(trainer, pool, autoencoder, turned, always=()):
+        class Doubtful(Middle):
+            def __call__(self, conformed):
+                made = super().__call__(conformed)
+                return replace(made, agreement=0.5 if self.calls == 1 else 0.95)
+
+        seen = []
+
+        def look(conformed, mask):
+            seen.append((conformed.data.shape, mask.sum()))
+            return Doubt(0.4, "the header may name the axes wrongly.") if turned else None
+
+        call = rank(trainer, pool, Doubtful(), autoencoder, "round-1", "key", always, look=look)
+        return call, seen
+
+    def test_one_that_is_turned_does_not_train_and_is_named(self, trainer, pool, autoencoder):
+        ranked, seen = self.ranked(trainer, pool, autoencoder, turned=True)
+        assert seen == [((32, 32, 32), 8**3)]
+        assert ranked[0].note == f"{pool[0].path}: the header may name the axes wrongly."
+        assert [c.kept for c in ranked] == [False] + [True] * (len(pool) - 1)
+        assert [c.scan for c in ranked] == [scan.relative for scan in pool]
+
+    def test_one_that_is_upright_trains(self, trainer, pool, autoencoder):
+        ranked, seen = self.ranked(trainer, pool, autoencoder, turned=False)
+        assert len(seen) == 1
+        assert all(c.kept and not c.note for c in ranked)
+
+    def test_one_that_a_person_accepted_is_not_looked_at(self, trainer, pool, autoencoder):
+        accepted = [pool[0].relative]
+        ranked, seen = self.ranked(trainer, pool, autoencoder, True, accepted)
+        assert not seen
+        assert ranked[0].kept
 
 
 def test_masks_come_back_from_disk(trainer, pool, autoencoder):

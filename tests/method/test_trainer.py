@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from singlestrip_bids.config import PRESETS, sloppy
-from singlestrip_bids.image.grid import Conformed, Frame, Grid
+from singlestrip_bids.image.frame import Frame
+from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.classes import source
 from singlestrip_bids.method.inference import AUGMENTED, mask_from, predict

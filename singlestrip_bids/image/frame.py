@@ -1,0 +1,88 @@
+"""How a model sees heads: at which voxel size each comes to its grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from ..errors import BadData
+from .grid import Conformed, Grid, conform_image
+from .head import find_noise, head_width, relative_size
+from .masks import Mask, box, millilitres
+from .nifti import Image
+
+LARGEST = 16  # times the least grid's voxels: no grid gets larger for a head that looks small
+
+
+def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
+    """Voxel size in mm with which a grid of ``size``³ holds a whole head around this brain.
+
+    The edge of the grid is 1.75 diameters of the sphere of the brain's volume (an adult human's
+    is 147 mm, so 256 mm), not more than the field of view, not less than 1.2 times the brain.
+    """
+    sizes = voxel_sizes(affine)
+    diameter = float((6000 / np.pi * millilitres(mask, affine)) ** (1 / 3))
+    brain = max((edge.stop - edge.start) * s for edge, s in zip(box(mask), sizes, strict=True))
+    field = max(n * s for n, s in zip(mask.shape, sizes, strict=True))
+    edge = max(min(1.75 * diameter, field), 1.2 * brain)
+    return float(f"{edge / size:.3g}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a model sees heads: those of the label's size on its grid, others finer or coarser."""
+
+    grid: Grid  # on which the labelled head is seen
+    brain_ml: float  # volume of the labelled brain
+    head_width: float  # of the labelled head, in voxels of the grid
+
+    @classmethod
+    def around(
+        cls,
+        pairs: Sequence[tuple[Image, Mask]],
+        size: int,
+        multiple: int,
+        voxel_size: float | None,
+    ) -> Frame:
+        """Settle the frame of labelled scans: medians of their sizes.
+
+        Without a voxel size (mm), that is taken with which a grid of ``size`` holds the labelled
+        heads.
+
+        Raises
+        ------
+        BadData
+            No head is found in a scan.
+        """
+        voxel_size = voxel_size or float(
+            np.median([working_voxel_size(mask, image.affine, size) for image, mask in pairs])
+        )
+        grid = Grid(voxel_size, size, multiple)
+        seen = [(image, conform_image(image, grid)) for image, _ in pairs]
+        widths = [head_width(one, find_noise(image, one, grid))[0] for image, one in seen]
+        for (image, _), width in zip(pairs, widths, strict=True):
+            if not width:
+                raise BadData(f"{image.path}: no head is found in it; label another scan.")
+        brain_ml = float(np.median([millilitres(mask, image.affine) for image, mask in pairs]))
+        return cls(grid, brain_ml, float(np.median(widths)))
+
+    def conform(self, image: Image) -> Conformed:
+        """Bring a scan to the model's grid, intensities to [0, 1]."""
+        conformed = conform_image(image, self.grid)
+        noise = find_noise(image, conformed, self.grid)
+        ratio = relative_size(conformed, self.head_width, noise)
+        finer = replace(self.grid, voxel_size=self.grid.voxel_size * ratio)
+        if ratio == 1 or (ratio < 1 and _too_large(image, finer)):
+            return conformed
+        return conform_image(image, finer)
+
+
+def _too_large(image: Image, grid: Grid) -> bool:
+    """Tell whether voxels so fine, over all of a field of view, would take too much memory."""
+    shape, _ = grid.place(image.data.shape, image.affine)
+    return math.prod(shape) > LARGEST * grid.size**3
