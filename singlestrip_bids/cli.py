@@ -24,8 +24,9 @@ LOG = logging.getLogger("singlestrip_bids")
 
 INTERRUPTED = "Interrupted; the same command goes on from the last checkpoint."
 # threads of the network that wait leave their processor to those that read and write other scans;
-# in training, where nobody else is at work, threads that wait awake are faster
+# in training, where nobody else is at work, threads that wait awake are faster, for a moment
 SLEEPERS = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
+LIGHT_SLEEPERS = {"GOMP_SPINCOUNT": "1000"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,9 +71,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    if arguments.levels == ["participant"] and "torch" not in sys.modules:
-        for name, value in SLEEPERS.items():
-            os.environ.setdefault(name, value)
+    sleepers = SLEEPERS if arguments.levels == ["participant"] else LIGHT_SLEEPERS
+    for name, value in sleepers.items() if "torch" not in sys.modules else ():
+        os.environ.setdefault(name, value)
     from .machine import processes, runtime
 
     runtime.start_logging(arguments.verbose)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from builders import listing
 
 from singlestrip_bids import cli
 from singlestrip_bids.demo.dataset import write_dataset
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # bytes are compared: no other count
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ reads, with the mask carried along.
 from __future__ import annotations
 
 import gzip
+import io
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,29 +75,19 @@ def in_other_units(case: Case, rng: np.random.Generator) -> Case:
     return replace(case, affine=affine, finish=finish)
 
 
-def _header(
-    case: Case, rng: np.random.Generator, change: Callable[[nib.Nifti1Header], None]
-) -> Case:
-    def finish(image: nib.Nifti1Image) -> bytes:
-        whole = bytearray(image.to_bytes())
-        header = image.header.copy()
-        change(header)
-        whole[: len(header.binaryblock)] = header.binaryblock
-        return bytes(whole)
-
-    return replace(case, finish=finish)
-
-
 def one_form(case: Case, rng: np.random.Generator) -> Case:
     """Write the affine into the qform alone; the sform is empty, with or without a code."""
     code = int(rng.integers(3))
 
-    def change(header: nib.Nifti1Header) -> None:
+    def finish(image: nib.Nifti1Image) -> bytes:
+        whole = image.to_bytes()
+        header = nib.Nifti1Header.from_fileobj(io.BytesIO(whole))
         header.set_qform(case.affine, 1)
         header["sform_code"] = code
         header["srow_x"] = header["srow_y"] = header["srow_z"] = 0
+        return bytes(header.binaryblock + whole[len(header.binaryblock) :])
 
-    return _header(case, rng, change)
+    return replace(case, finish=finish)
 
 
 def other_type(case: Case, rng: np.random.Generator) -> Case:

@@ -18,6 +18,7 @@ from .resampling import Array
 SAMPLE = 400_000  # voxels whose values stand for all
 BELOW = 0.25  # of the range of the other voxels: fill lies this far below them
 ABOVE = 1.0  # or this far above them
+LEAST = 1e-4  # of the voxels: fewer disturb nothing
 FEW = 8  # values tell nothing
 KINDS = 4  # values of fill in one image, at most
 TAIL = 4.0  # widths from the 5th to the 95th percentile; what is beyond may be no tissue
@@ -37,7 +38,7 @@ def find_fill(data: NDArray) -> Mask | None:
         if fill is not None and fill.all():
             break
         found = find(data, fill)
-        if found is not None and found.any():
+        if found is not None and found.mean() > LEAST:
             held = np.zeros_like(data, dtype=bool)  # in the order of memory of the image
             held[...] = found if fill is None else fill | found
             fill = held
@@ -65,7 +66,7 @@ def _one_value(data: NDArray, fill: Mask | None) -> Mask | None:
             continue
         count, near = len(seen) - len(rest), ABOVE / 2 * width
         # a background of 0 is air, unless there is other air
-        air = value >= 0 and np.mean(rest < low + 0.1 * width) < 0.1
+        air = value >= 0 and np.mean(rest < low + 0.1 * width) < 0.25
         if value < low - BELOW * width and not air:
             return _with_seam(data, value, fill)
         if value > high + ABOVE * width and count > 3 * np.sum(rest > high + near):

@@ -77,17 +77,22 @@ def read_voxels(path: Path, nifti: nib.Nifti1Image) -> tuple[NDArray, int, int]:
 
 
 def _mean(path: Path, nifti: nib.Nifti1Image, shape: tuple[int, ...]) -> tuple[NDArray, int]:
-    """Average a series that is read once, in its own data type; voxels that are NaN count as 0.
+    """Average a series that is read once, in its own data type, voxel by voxel over finite values.
 
     Of a diffusion series with b-values, only volumes without diffusion weighting. Returns (X, Y,
     Z) float32, and the number of volumes that were averaged.
     """
     chosen = _unweighted(path, shape[3])
     series = np.asanyarray(nifti.dataobj.get_unscaled()).reshape(shape)
-    total = np.zeros(shape[:3], dtype=np.float64)
+    total, count = np.zeros(shape[:3], dtype=np.float64), np.zeros(shape[:3], dtype=np.int32)
     for volume in chosen:
-        total += np.nan_to_num(series[..., volume].astype(np.float64))
-    scaled = total / len(chosen) * nifti.dataobj.slope + nifti.dataobj.inter
+        values = series[..., volume].astype(np.float64)
+        finite = np.isfinite(values)
+        np.add(total, values, out=total, where=finite)
+        count += finite
+    with np.errstate(invalid="ignore"):  # never finite: no number
+        mean = total / count
+    scaled = mean * nifti.dataobj.slope + nifti.dataobj.inter
     return scaled.astype(np.float32), len(chosen)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TemporaryFailure, Usage
-from . import processes
+from . import processes, processors
 
 LOG = logging.getLogger("singlestrip_bids")
 
@@ -187,6 +187,8 @@ def start(device: str, threads: int | None = None, low_memory: bool = False) -> 
         processes.meet()
     if threads:
         torch.set_num_threads(threads)
+    elif world == 1 and "OMP_NUM_THREADS" not in os.environ:
+        _leave_busy_processors()
     chosen = _device(device, local if world > 1 else None)
     gpu = chosen.type == "cuda"
     slab = THIN_SLAB if low_memory else None if gpu else SLAB
@@ -202,6 +204,17 @@ def start(device: str, threads: int | None = None, low_memory: bool = False) -> 
             torch.cuda.set_device(chosen)
         processes.join("nccl" if gpu else "gloo")
     return Runtime(chosen, bfloat16, slab, rank, world)
+
+
+def _leave_busy_processors() -> None:
+    """Use as many threads as processors are free: one that waits for its turn stops them all."""
+    allowed, free = processors.allowed(), processors.free()
+    if free < allowed:
+        LOG.info(
+            "Other work keeps %d of %d processors busy; computing on %d (--omp-nthreads sets it).",
+            allowed - free, allowed, free,
+        )  # fmt: skip
+    torch.set_num_threads(min(torch.get_num_threads(), free))
 
 
 def _device(name: str, local: int | None) -> torch.device:
