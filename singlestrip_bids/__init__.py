@@ -28,7 +28,12 @@ __version__ = "0.1.0"
 __all__ = ["Brain", "Model", "__version__", "load_model", "train"]
 
 
-def load_model(folder: str | Path, device: str = "auto", threads: int | None = None) -> Model:
+def load_model(
+    folder: str | Path,
+    device: str = "auto",
+    threads: int | None = None,
+    propagation: bool = True,
+) -> Model:
     """Read a trained model.
 
     Parameters
@@ -38,7 +43,9 @@ def load_model(folder: str | Path, device: str = "auto", threads: int | None = N
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     threads : int, optional
-        CPU threads; all by default.
+        CPU threads; by default as many as there are free processors.
+    propagation : bool
+        Whether to join the network's masks with the propagated label.
 
     Returns
     -------
@@ -57,7 +64,7 @@ def load_model(folder: str | Path, device: str = "auto", threads: int | None = N
     from .machine.runtime import start
     from .method import model
 
-    return model.load(Path(folder), start(device, threads))
+    return model.load(Path(folder), start(device, threads), propagation)
 
 
 def train(

@@ -181,7 +181,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     same = (
         *("bids_dir", "output_dir", "label_mask", "model", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
-        *("stop_on_first_crash", "low_mem", "ratings"),
+        *("stop_on_first_crash", "low_mem", "ratings", "propagation"),
     )
     lists = (
         *("levels", "modalities", "participant_label", "session_label", "label_subject"),

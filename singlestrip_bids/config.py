@@ -323,6 +323,7 @@ class RunConfig:
     qc_threshold: float | None = None
     fmriprep_masks: Path | None = None
     fmriprep_sessionwise: bool = False
+    propagation: bool = True
     overwrite: bool = False
     stop_on_first_crash: bool = False
     nprocs: int | None = None

@@ -75,6 +75,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     usable = [scan for scan in pool if scan.relative not in failed]
     extended = len(heads) > len(sources)
     facts = model.facts(labels, pool, rated, trainer.frame, trainer.method, extended)
+    facts["label_kept"] = config.propagation
     # what was trained from a new network is a method of its own: SL-1 is no candidate then
     several = trainer.method.warm_start and last is not first
     candidates = [first, last] if several else [last]

@@ -236,6 +236,11 @@ def build_parser() -> Parser:
         "(default: OUTPUT_DIR/code/singlestrip/work)",
     )  # fmt: skip
     how.add_argument(
+        "--no-propagation", dest="propagation", action="store_false",
+        help="participant: do not join the network's mask with the label that registration "
+        "propagates; group: keep no copy of the labelled scan in the model, which then cannot",
+    )  # fmt: skip
+    how.add_argument(
         "--stop-on-first-crash", action="store_true",
         help="stop at the first scan that fails (default: do all others)",
     )  # fmt: skip

@@ -40,7 +40,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
         There is no model.
     """
     out = Derivatives(config.output_dir)
-    trained = model.load(config.model or out.model_dir, runtime)
+    trained = model.load(config.model or out.model_dir, runtime, config.propagation)
     scans = selected(config)
     out.start(config.bids_dir)
     request = Request(config, fmriprep.start(config, scans))

@@ -74,16 +74,20 @@ def _described(**about: Any) -> Callable[[Masked, Request], dict[str, Any]]:
 def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
     """Make the sidecar of a mask: with the Dice to be expected and what it is read from."""
     brain, image = done.brain, done.brain.image
+    joined = brain.evidence.get("PropagatedWeight", 0) > 0
     fields: dict[str, Any] = {
         "Type": "Brain",
         **provenance(done.scan),
-        "Description": "Brain mask by a network trained from one labelled scan (SingleStrip).",
+        "Description": "Brain mask by a network trained from one labelled scan (SingleStrip)"
+        + (", joined with the propagated label." if joined else "."),
         "Manual": False,
         "ExpectedDice": round(brain.expected_dice, 4),
         "ExpectedDiceInterval": [round(end, 4) for end in brain.interval],
         "ExpectedDiceDescription": EXPECTED_DICE,
     }
     for name, about in EVIDENCE.items():
+        if name not in brain.evidence:
+            continue
         fields |= {name: round(brain.evidence[name], 4), f"{name}Description": about}
     fields |= {
         "BrainVolumeMl": float(f"{brain.volume_ml:.5g}"),
@@ -146,6 +150,8 @@ EVIDENCE = {
     "mildly different contrasts, every second one mirrored.",
     "StrongContrastAgreement": "Mean Dice overlap of the mask with those of copies of the image "
     "in strongly different contrasts, every second one mirrored.",
+    "PropagatedWeight": "Share of the label, as registration propagates it, in the probability of "
+    "which the mask is made, 0 to .5; the rest is the network's.",
 }
 DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "
@@ -179,7 +185,8 @@ OUTPUTS = (
             brain.probabilities(), brain.image.nifti
         ),
         fields=_described(
-            Description="Output of the network, 0 to 1, in steps of 1/255. Not calibrated."
+            Description="Output of the network, 0 to 1, in steps of 1/255; the mean with the "
+            "propagated label where that is joined. Not calibrated."
         ),
     ),
     Output(

@@ -7,7 +7,8 @@ import os
 import time
 from pathlib import Path
 
-MOMENT = 0.5  # seconds for which the processors are watched
+MOMENT = 0.5  # seconds for which the processors are watched at a time
+LOOKS = 4  # times, at most: work that ends soon does not count
 STAT = Path("/proc/stat")
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -30,6 +31,15 @@ def allowed() -> int:
 
 def free() -> int:
     """Count those of them that are idle now, at least 1; all where that cannot be known."""
+    most = 1
+    for _ in range(LOOKS):
+        most = max(most, _free_for_a_moment())
+        if most == allowed():
+            break
+    return most
+
+
+def _free_for_a_moment() -> int:
     before, began = _busy(), time.monotonic()
     if before is None:
         return allowed()
@@ -37,7 +47,7 @@ def free() -> int:
     after, seconds = _busy() or before, time.monotonic() - began
     ticks = os.sysconf("SC_CLK_TCK") * seconds
     busy = sum(min((after[cpu] - before[cpu]) / ticks, 1.0) for cpu in before if cpu in after)
-    return max(min(allowed(), round(len(before) - busy)), 1)
+    return min(allowed(), round(len(before) - busy))
 
 
 def _own() -> set[int]:

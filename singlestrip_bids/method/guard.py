@@ -33,7 +33,8 @@ from .classes import Source
 from .expected_dice import Calibration, Evidence, line_through, segment
 from .inference import mask_from
 from .networks import Autoencoder
-from .pseudolabels import masks_of, propagate_labels, spread
+from .propagation import LABEL_FILE, keep, propagate_labels
+from .pseudolabels import masks_of, spread
 from .synthesis import training_batch
 from .trainer import Trained, Trainer, round_name
 
@@ -228,6 +229,9 @@ def complete(
         "versions": describe(trainer.runtime.device),
         "fingerprint": "" if verdict.failed else key,  # what failed is tried again
     }
+    (folder / LABEL_FILE).unlink(missing_ok=True)  # that of an earlier card
+    if facts.get("label_kept"):
+        keep(folder, sources)
     model.write_card(folder, card)
     LOG.info("Model: %s (%s).", folder, verdict.name)
     return verdict
@@ -311,7 +315,7 @@ def _second_opinions(
             propagated = found.get("propagated")
             try:
                 if propagated is None:
-                    made = propagate_labels(trainer, trainer.conform(scan), sources)
+                    made, _ = propagate_labels(sources, trainer.conform(scan), trainer.runtime)
                     propagated = mask_from(made)
                 packed.append(pack(propagated))
             except Exception as error:  # one bad scan never stops the others

@@ -23,9 +23,11 @@ from ..image.head import refuse_stripped
 from ..image.nifti import Image
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
+from .classes import Source
 from .expected_dice import Calibration, Segmentation, segment
 from .networks import Autoencoder, Network, UNet
 from .orientation import STEADIER, Doubt, doubt
+from .propagation import LABEL_FILE, join, kept, propagate_labels
 from .training import load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -47,6 +49,7 @@ class Model:
     frame: Frame  # how scans are brought to the networks' grid
     card: dict[str, Any]  # of ``model.json``: settings, inputs, versions, checksums
     runtime: Runtime  # where the networks are
+    labels: tuple[Source, ...] = ()  # labelled scans to be propagated; none if that is not wanted
 
     def mask(self, scan: str | Path | nib.Nifti1Image) -> Brain:
         """Find the brain in one scan.
@@ -76,7 +79,12 @@ class Model:
         """Find the brain in an image that is on the networks' grid already; raises as `mask`."""
         seen = segment(self.network, self.autoencoder, conformed, self.runtime)
         refuse_stripped(image.path, conformed, seen.mask)
-        mask = restore_mask(seen.probability, conformed.affine, image)
+        probability, share = seen.probability, dict[str, float]()
+        if self.labels:
+            label = propagate_labels(self.labels, conformed, self.runtime)
+            probability, weight = join(probability, *label)
+            share = {"PropagatedWeight": weight}
+        mask = restore_mask(probability, conformed.affine, image)
         if not mask.any():
             raise ScanFailed(
                 f"{image.path}: the network found no brain; look at the scan, or label one like "
@@ -92,7 +100,7 @@ class Model:
         return Brain(
             image,
             mask,
-            Conformed(seen.probability, conformed.affine, conformed.inside),
+            Conformed(probability, conformed.affine, conformed.inside),
             seen.rebuilt,
             expected,
             (interval[0], interval[1]),
@@ -100,6 +108,7 @@ class Model:
                 "QualityScore": seen.evidence.score,
                 "MildContrastAgreement": seen.evidence.mild,
                 "StrongContrastAgreement": seen.evidence.strong,
+                **share,
             },
             seen.way,
             turned.words if turned else "",
@@ -116,11 +125,14 @@ class Model:
 
     def stamp(self, scan: Path) -> dict[str, str]:
         """Return the sidecar fields that tell what an output is made of: checksums."""
-        return {
+        stamp = {
             "ModelSHA256": self.card["sha256"][self.card["network"]],
             "ModelCardSHA256": sha256(self.folder / CARD),  # with the calibration
             "SourceSHA256": sha256(scan),
         }
+        if LABEL_FILE in self.card["sha256"]:
+            stamp["LabelSHA256"] = self.card["sha256"][LABEL_FILE] if self.labels else ""
+        return stamp
 
 
 def facts(
@@ -153,7 +165,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     It is plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` and ``head_width``
     (of the label), ``calibration``, ``method`` and what the reader should know.
     """
-    names = (card["network"], AUTOENCODER)
+    names = (card["network"], AUTOENCODER, *([LABEL_FILE] if card.get("label_kept") else []))
     checksums = {name: sha256(folder / name) for name in names}
     whole = {"format": FORMAT, **card, "autoencoder": AUTOENCODER, "sha256": checksums}
     write_json(folder / CARD, whole)
@@ -216,8 +228,10 @@ def suited_preset(runtime: Runtime, folder: Path | None) -> str:
     return begun
 
 
-def load(folder: Path, runtime: Runtime) -> Model:
+def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
     """Read a model that the group level has written.
+
+    With ``propagation`` its masks are joined with the propagated label, if the model keeps one.
 
     Raises
     ------
@@ -240,6 +254,9 @@ def load(folder: Path, runtime: Runtime) -> Model:
         network, autoencoder = UNet(shape), Autoencoder(AutoencoderConfig(**method["quality"]))
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             _read(net, folder, name, card["sha256"][name])
+        labels: tuple[Source, ...] = ()
+        if propagation and card.get("label_kept"):
+            labels = kept(_checked(folder, LABEL_FILE, card["sha256"][LABEL_FILE]))
         calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
@@ -249,7 +266,7 @@ def load(folder: Path, runtime: Runtime) -> Model:
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     networks = runtime.take(network), runtime.take(autoencoder)
-    return Model(folder, *networks, calibration, frame, card, runtime)
+    return Model(folder, *networks, calibration, frame, card, runtime, labels)
 
 
 def _check_numbers(calibration: Calibration, frame: Frame) -> None:
@@ -262,8 +279,14 @@ def _check_numbers(calibration: Calibration, frame: Frame) -> None:
 
 
 def _read(network: Network, folder: Path, name: str, checksum: str) -> None:
+    path = _checked(folder, name, checksum)
+    load_weights(path, network, load_tensors(path)[0])
+
+
+def _checked(folder: Path, name: str, checksum: str) -> Path:
+    """Return the place of a file, after a look whether the card was written for it."""
     path = folder / Path(name).name
-    tensors, _ = load_tensors(path)
+    load_tensors(path)
     if sha256(path) != checksum:
-        raise BadData(f"{path}: not the network its card was written for; train again.")
-    load_weights(path, network, tensors)
+        raise BadData(f"{path}: not the file its card was written for; train again.")
+    return path

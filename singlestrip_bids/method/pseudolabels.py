@@ -19,13 +19,13 @@ from ..image.head import refuse_stripped
 from ..image.masks import Mask, dice, millilitres, pack, unpack
 from ..machine import files
 from ..machine.progress import Progress
-from ..machine.runtime import Runtime, as_memory_allows, check_stop
+from ..machine.runtime import as_memory_allows, check_stop
 from .autoencoder import shape_score
 from .classes import Source
 from .inference import mask_from, predict
 from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
-from .registration import propagate
+from .propagation import propagate_labels
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -96,20 +96,6 @@ Drawer = Callable[[Scan, Conformed, Guess], None]
 Look = Callable[[Conformed, Mask], Doubt | None]
 
 
-def propagate_labels(
-    trainer: Trainer, conformed: Conformed, sources: Sequence[Source]
-) -> NDArray[np.float32]:
-    """Propagate the labelled masks to a scan and average them: (X, Y, Z) in [0, 1]."""
-
-    def on(machine: Runtime) -> Tensor:
-        image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
-        propagated = [propagate(origin.to(machine.device), image) for origin in sources]
-        return torch.stack(propagated).mean(0).cpu()
-
-    propagated = as_memory_allows(on, trainer.runtime.rungs()).numpy()
-    return np.where(conformed.inside, propagated, np.float32(0))
-
-
 def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
     """Make the function that guesses a scan's mask by network, by registration or by consensus."""
 
@@ -122,7 +108,7 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
             return Guess(mask_from(by_network(conformed)))
-        second = propagate_labels(trainer, conformed, sources)
+        second, _ = propagate_labels(sources, conformed, trainer.runtime)
         propagated = mask_from(second)
         if way == "registration":
             return Guess(propagated, propagated)

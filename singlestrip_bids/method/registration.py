@@ -20,7 +20,8 @@ from .synthesis import along, blur_matrix, integrate, sample, voxel_indices
 POINTS = 64  # along each axis of the labelled scan at the finest level
 MARGIN = 0.06  # of the grid's edge: how far around the brain the similarity counts
 SHIFTS = (-0.15, 0.0, 0.15)  # of the grid's edge along each axis: where the search starts
-KNOT_SPACING = 5  # finest points between two control points of the velocity
+KNOT_SPACINGS = 5, 3  # finest points between two control points of the velocity, as free as
+EXPLAINED = 0.5  # the squared local correlation allows that the coarser one reaches
 LATTICE = 3  # finest points between two points where the velocity is integrated
 ALIGN = ((4, 50, 4, 0.3), (2, 50, 1, 0.02))  # (points apart, steps, best ones kept, stiffness)
 FLOW = ((2, 60), (1, 15))  # (points apart, steps)
@@ -51,21 +52,35 @@ class Box:
         return volume[..., ::stride, ::stride, ::stride]
 
 
-def propagate(origin: Source, image: Tensor) -> Tensor:
+def propagate(origin: Source, image: Tensor) -> tuple[Tensor, float]:
     """Propagate the mask of a labelled scan to another: (X, Y, Z) in [0, 1] on its grid.
 
-    The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size.
+    The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size. Returns also the
+    squared local correlation that is reached, in [0, 1]: how well one explains the other.
 
     Notes
     -----
     First affine, from 27 starts, by mutual information (Studholme et al. 1999); then with a
     diffeomorphism by scaling and squaring (Arsigny et al. 2006), by the squared local correlation
-    (Avants et al. 2008). Nothing is random.
+    (Avants et al. 2008). That is freer where the images explain each other well: where they do
+    not, as across contrasts, it would follow what differs. Nothing is random.
     """
     box = cut_box(origin)
-    pose = _align(box, image, centre_of_mass(image) - centre_of_mass(origin.image))
-    pose, knots = _deform(box, image, pose)
-    return _pull_back(box, origin.mask, image, pose, knots)
+    start = _align(box, image, centre_of_mass(image) - centre_of_mass(origin.image))
+    coarse, fine = KNOT_SPACINGS
+    pose, knots = _deform(box, image, start, coarse)
+    explained = _explained(box, image, pose, knots)
+    if explained >= EXPLAINED:
+        pose, knots = _deform(box, image, start, fine)
+    return _pull_back(box, origin.mask, image, pose, knots), explained
+
+
+@torch.no_grad()
+def _explained(box: Box, image: Tensor, pose: Tensor, knots: Tensor) -> float:
+    """Measure the squared local correlation under a deformation, in [0, 1]."""
+    points, fixed, weight, moving = _level(box, image, 1)
+    where = place(points + displacement(box, knots, points), pose, box.centre)
+    return float(similarity(fixed, sample(moving, where), weight).sum())
 
 
 def likeness(origin: Source, image: Tensor) -> float:
@@ -192,9 +207,9 @@ def _align(box: Box, image: Tensor, shift: Tensor) -> Tensor:
     return pose
 
 
-def _deform(box: Box, image: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+def _deform(box: Box, image: Tensor, pose: Tensor, spacing: int) -> tuple[Tensor, Tensor]:
     """Refine the pose and find the velocity at its control points (1, 3, a, b, c)."""
-    shape = [max(n // (box.step * KNOT_SPACING), 4) for n in box.image.shape[2:]]
+    shape = [max(n // (box.step * spacing), 4) for n in box.image.shape[2:]]
     knots = torch.zeros((1, 3, *shape), device=image.device, requires_grad=True)
     scale = _scale(box)
     free = (pose / scale).requires_grad_()

@@ -18,6 +18,7 @@ from ..machine import files
 from ..method import model
 from ..method.classes import INSIDE, OUTSIDE
 from ..method.guard import TOLERANCE
+from ..method.propagation import AGREED
 from . import citations
 from . import subject as subject_report
 from .templates import render
@@ -79,6 +80,8 @@ def text(
         masks=_tally(row.scan for row in masks),
         averaged=sum("over time" in str(row.fields.get("Averaged")) for row in masks),
         unweighted=sum("diffusion" in str(row.fields.get("Averaged")) for row in masks),
+        joined=sum(row.fields.get("PropagatedWeight", 0) > 0 for row in masks),
+        agreed=f"{AGREED:g}".removeprefix("0"),
         resized=sum(_resized(row, card) for row in masks),
         expected={
             "median": median(expected),

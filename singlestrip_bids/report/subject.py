@@ -45,7 +45,7 @@ PICTURES = {
 BARS = 32  # of the histogram of volumes
 NUMBERS = (
     "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MildContrastAgreement",
-    "StrongContrastAgreement", "BrainVolumeMl", "ComputeSeconds",
+    "StrongContrastAgreement", "PropagatedWeight", "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
 SENTENCES = "OrientationDoubt", "Averaged", "OutOfMemory"  # fields that are remarks as they are

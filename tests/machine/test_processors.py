@@ -60,26 +60,28 @@ def test_what_is_asked_for_counts(threads, monkeypatch, asked):
     runtime.start("cpu", 1 if asked == "option" else None)
 
 
-def test_the_share_of_a_second_that_each_worked(tmp_path, monkeypatch):
-    ticks = int(os.sysconf("SC_CLK_TCK") * 0.2)
-    one, other = "cpu0 100 0 0 500 9 0 0 0", "cpu1 100 0 0 500 9 0 0 0"
-    later = f"cpu0 {100 + ticks} 0 0 500 9 0 0 0"
+@pytest.mark.parametrize(("shares", "free"), [([1, 1, 1, 1], 1), ([1, 1, 0, 1], 2), ([0.2], 2)])
+def test_work_that_goes_on_counts(tmp_path, monkeypatch, shares, free):
+    """The first processor works for these shares of the moments in which it is looked at."""
+    worked, left = [100], list(shares)
     monkeypatch.setattr(processors, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(processors, "allowed", lambda: 2)
     monkeypatch.setattr(processors, "_own", lambda: {0, 1})
-    monkeypatch.setattr(processors, "MOMENT", 0.2)
-    processors.STAT.write_text(stat(one, other))
-    monkeypatch.setattr(
-        processors.time,
-        "sleep",
-        lambda _: (processors.STAT.write_text(stat(later, other)), wait()),
-    )
+    sleep = time.sleep
 
-    def wait(clock=time.monotonic, end=0.2):
-        began = clock()
-        while clock() - began < end:
-            pass
+    def moment(seconds: float) -> None:
+        sleep(seconds)
+        worked[0] += round(os.sysconf("SC_CLK_TCK") * seconds * left.pop(0))
+        write()
 
-    assert processors.free() == 1
+    def write() -> None:
+        rows = f"cpu0 {worked[0]} 0 0 500 9 0 0 0", "cpu1 100 0 0 500 9 0 0 0"
+        processors.STAT.write_text(stat(*rows))
+
+    write()
+    monkeypatch.setattr(processors.time, "sleep", moment)
+    assert processors.free() == free
+    assert not left or free == 2
 
 
 @pytest.mark.parametrize("content", [None, "", "cpu0 x y z", "nothing"])

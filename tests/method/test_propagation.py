@@ -1,0 +1,118 @@
+"""The label as a second voice at masking: joined, gated, kept in the model, and left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import run
+
+import singlestrip_bids
+from singlestrip_bids.bids.scans import find_scans
+from singlestrip_bids.errors import BadData
+from singlestrip_bids.image.masks import dice
+from singlestrip_bids.method.classes import source
+from singlestrip_bids.method.propagation import AGREED, LABEL_FILE, join, keep, kept
+
+MODEL = Path("code/singlestrip")
+
+
+def ball(radius: float, shift: float = 0.0) -> np.ndarray:
+    place = np.indices((24, 24, 24)).T - 11.5 - [shift, 0, 0]
+    return (radius > ((place**2).sum(-1).T) ** 0.5).astype(np.float32)
+
+
+class TestJoin:
+    @pytest.mark.parametrize(
+        ("explained", "weight"), [(0.0, 0), (0.3, 0), (0.4, 0.25), (0.5, 0.5), (0.9, 0.5)]
+    )
+    def test_weight_by_what_the_label_explains(self, explained, weight):
+        joined, heard = join(ball(8), ball(8.4), explained)
+        assert heard == pytest.approx(weight)
+        expected = (1 - weight) * ball(8) + weight * ball(8.4)
+        np.testing.assert_allclose(joined, expected, atol=1e-6)
+        assert joined.dtype == np.float32
+
+    @pytest.mark.parametrize("other", [ball(8, 4), ball(4), 0 * ball(1), 0.4 * ball(8)])
+    def test_the_network_alone_where_they_do_not_agree(self, other):
+        joined, heard = join(ball(8), other, 0.9)
+        assert dice(ball(8), other > 0.5) < AGREED
+        assert heard == 0
+        np.testing.assert_array_equal(joined, ball(8))
+
+
+def test_labels_come_back_from_disk(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = []
+    for radius in (6, 8):
+        image = torch.from_numpy(rng.random((24, 24, 24)).astype(np.float32))
+        labels.append(source(torch.zeros_like(image), image, torch.from_numpy(ball(radius))))
+    keep(tmp_path, labels)
+    for one, other in zip(labels, kept(tmp_path / LABEL_FILE), strict=True):
+        assert torch.allclose(one.image, other.image, atol=1e-3)
+        assert torch.equal(one.mask, other.mask)
+        assert torch.equal(one.centre, other.centre)
+
+
+class TestModel:
+    def test_keeps_the_label_and_says_so(self, trained):
+        card = json.loads((trained / MODEL / "model.json").read_text())
+        assert card["label_kept"] is True
+        assert LABEL_FILE in card["sha256"]
+
+    def test_joins_it_only_if_asked(self, trained, heads):
+        scan = find_scans(heads)[1].path
+        joined = singlestrip_bids.load_model(trained / MODEL, device="cpu").mask(scan)
+        alone = singlestrip_bids.load_model(trained / MODEL, device="cpu", propagation=False).mask(
+            scan
+        )
+        assert 0 <= joined.evidence["PropagatedWeight"] <= 0.5
+        assert "PropagatedWeight" not in alone.evidence
+        assert joined.expected_dice == alone.expected_dice
+
+    def test_another_label_than_the_card_was_written_for(self, trained, tmp_path):
+        folder = Path(shutil.copytree(trained / MODEL, tmp_path / "model"))
+        keep(folder, [source(*[torch.ones(8, 8, 8)] * 3)])
+        with pytest.raises(BadData, match="not the file its card was written for"):
+            singlestrip_bids.load_model(folder, device="cpu")
+        (folder / LABEL_FILE).write_bytes(b"half a file")
+        with pytest.raises(BadData, match="damaged or foreign"):
+            singlestrip_bids.load_model(folder, device="cpu")
+
+
+class TestCommand:
+    WORDS = ("participant", "--device", "cpu", "--model")
+
+    @staticmethod
+    def sidecar(out: Path) -> dict:
+        return json.loads(next(out.glob("sub-01/anat/*_mask.json")).read_text())
+
+    def test_masks_without_it_are_other_masks(self, bids, trained, tmp_path):
+        out, words = tmp_path / "out", (*self.WORDS, str(trained / MODEL))
+        assert run(bids, out, *words) == 0
+        first = self.sidecar(out)
+        assert first["LabelSHA256"]
+        assert ("joined with the propagated label" in first["Description"]) == (
+            first["PropagatedWeight"] > 0
+        )
+        assert run(bids, out, *words, "--no-propagation") == 0
+        second = self.sidecar(out)
+        assert second["LabelSHA256"] == ""
+        assert "PropagatedWeight" not in second
+        assert run(bids, out, *words) == 0
+        assert self.sidecar(out)["PropagatedWeight"] == first["PropagatedWeight"]
+
+    def test_a_model_without_the_label(self, bids, trained, tmp_path):
+        out = Path(shutil.copytree(trained, tmp_path / "out"))
+        assert run(bids, out, "group", "--sloppy", "--device", "cpu", "--no-propagation") == 0
+        assert not (out / MODEL / LABEL_FILE).exists()
+        card = json.loads((out / MODEL / "model.json").read_text())
+        assert card["label_kept"] is False
+        assert LABEL_FILE not in card["sha256"]
+        fresh = tmp_path / "fresh"
+        assert run(bids, fresh, *self.WORDS, str(out / MODEL)) == 0
+        assert not {"LabelSHA256", "PropagatedWeight"} & self.sidecar(fresh).keys()
