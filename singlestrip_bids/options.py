@@ -237,8 +237,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     how.add_argument(
         "--no-propagation", dest="propagation", action="store_false",
-        help="participant: do not join the network's mask with the label that registration "
-        "propagates; group: keep no copy of the labelled scan in the model, which then cannot",
+        help="participant: masks of the network alone; group: keep no copy of the labelled scan",
     )  # fmt: skip
     how.add_argument(
         "--stop-on-first-crash", action="store_true",
