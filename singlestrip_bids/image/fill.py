@@ -39,9 +39,7 @@ def find_fill(data: NDArray) -> Mask | None:
             break
         found = find(data, fill)
         if found is not None and found.mean() > LEAST:
-            held = np.zeros_like(data, dtype=bool)  # in the order of memory of the image
-            held[...] = found if fill is None else fill | found
-            fill = held
+            fill = found if fill is None else fill | found
     return fill
 
 
@@ -49,7 +47,11 @@ def _seen(data: NDArray, fill: Mask | None) -> NDArray:
     """Values of voxels here and there, of those that hold data."""
     step = max(data.size // SAMPLE, 1) | 1
     values = data.ravel("K")[::step]
-    return values if fill is None else values[~fill.ravel("K")[::step]]
+    if fill is None:
+        return values
+    alike = np.empty_like(data, dtype=bool)  # in the order in which the image lies in memory
+    alike[...] = fill
+    return values[~alike.ravel("K")[::step]]
 
 
 def _one_value(data: NDArray, fill: Mask | None) -> Mask | None:

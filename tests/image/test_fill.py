@@ -61,7 +61,9 @@ SHAPES = [planes, border, column, cylinder, salt, air]
 def test_fill_is_found_whole_and_alone(shape, value):
     data = scan()
     where = shape(data.shape)
-    np.testing.assert_array_equal(find_fill(np.where(where, np.float32(value), data)), where)
+    stored = np.where(where, np.float32(value), data)
+    for order in "CF":
+        np.testing.assert_array_equal(find_fill(np.asarray(stored, order=order)), where)
 
 
 @pytest.mark.parametrize("dtype", ["i2", "u2", "f4"])
@@ -85,11 +87,12 @@ def test_several_kinds_at_once():
     np.testing.assert_array_equal(find_fill(data), where)
 
 
-def test_what_interpolation_made_of_it():
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_interpolation_made_of_it(order):
     data = scan()
     data[:, :, :4] = -3000
     data[:, :, 4] = (data[:, :, 4] - 3000) / 2
-    found = find_fill(data)
+    found = find_fill(np.asarray(data, order=order))
     assert found[:, :, :5].all()
     assert not found[:, :, 5:].any()
 
