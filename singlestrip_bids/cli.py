@@ -181,7 +181,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     same = (
         *("bids_dir", "output_dir", "label_mask", "model", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
-        *("stop_on_first_crash", "low_mem", "ratings", "propagation"),
+        *("stop_on_first_crash", "low_mem", "ratings"),
     )
     lists = (
         *("levels", "modalities", "participant_label", "session_label", "label_subject"),
@@ -194,6 +194,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
         filters=filters.read(filter_file) if filter_file else {},
         database=arguments.bids_database_dir,
         log_dir=out.log_dir(run_id),
+        propagation=not arguments.no_propagation,
         **plain,
     )
     out.check(config.bids_dir)

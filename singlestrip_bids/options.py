@@ -236,7 +236,7 @@ def build_parser() -> Parser:
         "(default: OUTPUT_DIR/code/singlestrip/work)",
     )  # fmt: skip
     how.add_argument(
-        "--no-propagation", dest="propagation", action="store_false",
+        "--no-propagation", action="store_true",
         help="participant: masks of the network alone; group: keep no copy of the labelled scan",
     )  # fmt: skip
     how.add_argument(
