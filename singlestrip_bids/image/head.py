@@ -86,11 +86,12 @@ def find_noise(image: Image, conformed: Conformed, grid: Grid) -> Mask | None:
         change = np.diff(data, axis=axis, append=np.take(data, [-1], axis)) ** 2 / 2
         rough = np.minimum(rough, ndimage.uniform_filter(change, WINDOW))
     noisy = (rough > ROUGH * variance) & (variance > 0)
-    noisy = ndimage.binary_erosion(
-        noisy, iterations=WINDOW // 2, border_value=1
-    )  # seams are mixed
-    affine = image.affine @ np.diag([*steps, 1])
-    return conform(noisy.astype(np.float32), affine, grid).data > 0.5
+    # in windows on the seam noise and tissue are mixed
+    noisy = ndimage.binary_erosion(noisy, iterations=WINDOW // 2, border_value=1)
+    for axis, step in enumerate(steps):  # to the scan's own voxels
+        noisy = noisy.repeat(step, axis)
+    whole = noisy[tuple(map(slice, image.data.shape))].astype(np.float32)
+    return conform(whole, image.affine, grid, image.fill).data > 0.5
 
 
 def refuse_stripped(path: Path, conformed: Conformed, mask: Mask) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from torch import Tensor
 
 from ..bids.label import Label
 from ..bids.ratings import Ratings
@@ -25,7 +26,7 @@ from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
 from .expected_dice import Calibration, Segmentation, segment
-from .networks import Autoencoder, Network, UNet
+from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
 from .propagation import LABEL_FILE, join, kept, propagate_labels
 from .training import load_weights
@@ -50,6 +51,7 @@ class Model:
     card: dict[str, Any]  # of ``model.json``: settings, inputs, versions, checksums
     runtime: Runtime  # where the networks are
     labels: tuple[Source, ...] = ()  # labelled scans to be propagated; none if that is not wanted
+    usual: float | None = None  # expected Dice of unlabelled scans in the mean, if there were any
 
     def mask(self, scan: str | Path | nib.Nifti1Image) -> Brain:
         """Find the brain in one scan.
@@ -118,7 +120,7 @@ class Model:
         self, image: Image, conformed: Conformed, seen: Segmentation, expected: float
     ) -> Doubt | None:
         """Look at a scan from all sides if less can be expected of it than of the pool."""
-        usual = self.card["guard"]["standings"][Path(self.card["network"]).stem]["pool"]
+        usual = self.usual
         if image.is_placed and usual is not None and 1 - expected < STEADIER * (1 - usual):
             return None
         return doubt(self.network, conformed, seen.mask, seen.evidence, self.runtime)
@@ -253,10 +255,13 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         )
         network, autoencoder = UNet(shape), Autoencoder(AutoencoderConfig(**method["quality"]))
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
-            _read(net, folder, name, card["sha256"][name])
+            source_path, tensors = _read(folder, name, card["sha256"][name])
+            load_weights(source_path, net, tensors)
         labels: tuple[Source, ...] = ()
         if propagation and card.get("label_kept"):
-            labels = kept(_checked(folder, LABEL_FILE, card["sha256"][LABEL_FILE]))
+            labels = kept(_read(folder, LABEL_FILE, card["sha256"][LABEL_FILE])[1])
+        pool = card["guard"]["standings"][Path(card["network"]).stem]["pool"]
+        usual = None if pool is None else float(pool)
         calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
@@ -266,7 +271,7 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     networks = runtime.take(network), runtime.take(autoencoder)
-    return Model(folder, *networks, calibration, frame, card, runtime, labels)
+    return Model(folder, *networks, calibration, frame, card, runtime, labels, usual)
 
 
 def _check_numbers(calibration: Calibration, frame: Frame) -> None:
@@ -278,15 +283,10 @@ def _check_numbers(calibration: Calibration, frame: Frame) -> None:
         raise ValueError(f"impossible {frame}")
 
 
-def _read(network: Network, folder: Path, name: str, checksum: str) -> None:
-    path = _checked(folder, name, checksum)
-    load_weights(path, network, load_tensors(path)[0])
-
-
-def _checked(folder: Path, name: str, checksum: str) -> Path:
-    """Return the place of a file, after a look whether the card was written for it."""
+def _read(folder: Path, name: str, checksum: str) -> tuple[Path, dict[str, Tensor]]:
+    """Read tensors for which the card was written, and say from where."""
     path = folder / Path(name).name
-    load_tensors(path)
+    tensors, _ = load_tensors(path)
     if sha256(path) != checksum:
         raise BadData(f"{path}: not the file its card was written for; train again.")
-    return path
+    return path, tensors

@@ -5,7 +5,7 @@ A model keeps the labelled scans on its grid for that, unless it is asked not to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..image.grid import Conformed
 from ..image.masks import dice
-from ..machine.files import load_tensors, save_tensors
+from ..machine.files import save_tensors
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source, source
 from .inference import mask_from
@@ -66,13 +66,13 @@ def keep(folder: Path, sources: Sequence[Source]) -> None:
     for number, one in enumerate(sources):
         tensors[f"image_{number}"] = one.image[0, 0].half()
         tensors[f"mask_{number}"] = one.mask[0, 0].half()
-    save_tensors(folder / LABEL_FILE, tensors, {"labels": len(sources)})
+    save_tensors(folder / LABEL_FILE, tensors, {})
 
 
-def kept(path: Path) -> tuple[Source, ...]:
-    """Read what `keep` wrote; raises BadData for another file."""
-    tensors, card = load_tensors(path)
-    pairs = [(tensors[f"image_{n}"], tensors[f"mask_{n}"]) for n in range(int(card["labels"]))]
+def kept(tensors: Mapping[str, Tensor]) -> tuple[Source, ...]:
+    """Make sources of what `keep` wrote; raises `LookupError` for other tensors."""
+    count = len(tensors) // 2
+    pairs = [(tensors[f"image_{n}"], tensors[f"mask_{n}"]) for n in range(count)]
     return tuple(
         source(torch.zeros_like(image, dtype=torch.float32), image.float(), mask.float())
         for image, mask in pairs

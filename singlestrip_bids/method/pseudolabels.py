@@ -178,9 +178,11 @@ def _upright(
     with trainer.runtime.share(scans) as own, Progress(f"{name}: poses", len(own)) as progress:
         for scan in own:
             check_stop()
-            turned = look(trainer.conform(scan), masks_of(trainer, scan, name)["mask"])
-            if turned:
-                error = BadData(f"{scan.path}: {turned.words}")
+            try:
+                turned = look(trainer.conform(scan), masks_of(trainer, scan, name)["mask"])
+                if turned:
+                    raise BadData(f"{scan.path}: {turned.words}")
+            except Exception as error:  # one bad scan never stops the others
                 notes[scan.relative] = trainer.note(scan, error)
             progress.step(scan.name)
     found = {c.scan: c for c in candidates}

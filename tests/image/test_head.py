@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from builders import ELLIPSOID, RADII, conformed_of, ellipsoid, image_of
@@ -12,6 +13,7 @@ from scipy import ndimage
 from singlestrip_bids.errors import BadData
 from singlestrip_bids.image.grid import Grid, conform_image
 from singlestrip_bids.image.head import find_noise, head_width, refuse_stripped, relative_size
+from singlestrip_bids.image.nifti import from_memory
 
 GRID = Grid(2.0, 32, 8)
 
@@ -108,6 +110,20 @@ class TestNoise:
         narrow = head_width(conform_image(image_of(ellipsoid()), GRID))[0]
         assert relative_size(placed, narrow) > 1
         assert relative_size(placed, narrow, find_noise(image, placed, GRID)) == 1
+
+    @pytest.mark.parametrize("points", [128, 20])
+    def test_beside_fill_it_lies_on_the_same_grid(self, monkeypatch, points):
+        monkeypatch.setattr("singlestrip_bids.image.head.NOISE_POINTS", points)
+        data = self.uniform()
+        data[:, :, :7] = data[:3] = -20
+        image = from_memory(nib.Nifti1Image(data, np.eye(4)))
+        assert image.fill is not None
+        placed = conform_image(image, GRID)
+        noise = find_noise(image, placed, GRID)
+        assert noise.shape == placed.data.shape
+        assert noise.any()
+        if points == 128:  # 20 are too few for so small a head
+            assert relative_size(placed, np.sqrt(RADII[0] * RADII[1]), noise) == 1
 
     @pytest.mark.parametrize("noise", [0.0, 0.02, 0.08])
     def test_dark_air_is_not_looked_at(self, noise):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def folder(tmp_path, networks):
         "brain_ml": 1500.0,
         "head_width": 45.0,
         "calibration": CALIBRATION,
+        "guard": {"standings": {Path(NETWORK).stem: {"copies": 0.9, "pool": 0.95}}},
     }
     write_card(made, {**card, "method": METHOD.to_dict()})
     return made
@@ -135,6 +137,10 @@ class TestDamage:
             {"autoencoder": None},
             {"sha256": None},
             {"sha256": {}},
+            {"guard": None},
+            {"guard": {"standings": {}}},
+            {"guard": {"standings": {Path(NETWORK).stem: {"pool": "good"}}}},
+            {"label_kept": True},
             {"voxel_size_mm": None},
             {"voxel_size_mm": "wide"},
             {"head_width": None},

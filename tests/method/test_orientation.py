@@ -105,12 +105,13 @@ def test_turned_is_doubted_and_measured(network, turn):
     assert found.agreement == pytest.approx(dice(mask, turn.apply(WEDGE)), abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def model():
+    return singlestrip_bids.load_model(MODEL)
+
+
 @pytest.mark.skipif(not MODEL.is_dir(), reason="the real heads are not here")
 class TestRealHeads:
-    @pytest.fixture(scope="class")
-    def model(self):
-        return singlestrip_bids.load_model(MODEL)
-
     @staticmethod
     def scan(name: str, upside_down: bool = False) -> nib.Nifti1Image:
         image = nib.load(next(HEADS.glob(f"sub-*/**/{name}.nii.gz")))
