@@ -143,7 +143,7 @@ def test_a_stopped_and_a_killed_training_go_on_to_the_same_result(heads, two, th
     assert said(out).count(goes_on) == 2
     assert said(out).count("the same command goes on from the last checkpoint") == 1
     expected, found = networks(two[0]), networks(out)
-    assert found.keys() == {"sl1", "autoencoder"}
+    assert found.keys() == {"sl1", "autoencoder", "label"}
     for name, weights in found.items():
         for key, value in weights.items():
             np.testing.assert_array_equal(value, expected[name][key], err_msg=key)
