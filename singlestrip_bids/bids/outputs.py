@@ -91,7 +91,7 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
         fields |= {name: round(brain.evidence[name], 4), f"{name}Description": about}
     fields |= {
         "BrainVolumeMl": float(f"{brain.volume_ml:.5g}"),
-        "WorkingVoxelSizeMm": round(brain.conformed.voxel_size, 3),
+        "WorkingVoxelSizeMm": round(brain.rebuilt.voxel_size, 3),
         "Model": done.network,
     }
     if brain.out_of_memory:

@@ -28,9 +28,9 @@ class Brain:
     voxels : ndarray of bool
         (X, Y, Z) brain mask on the scan's own grid.
     conformed : Conformed
-        The probability on the model's grid.
-    rebuilt : ndarray of bool
-        (X, Y, Z) the mask on the model's grid as the autoencoder reconstructs it.
+        The probability on the model's grid, or on that in voxels half as large.
+    rebuilt : Conformed
+        The network's mask as the autoencoder reconstructs it, 0 and 1, on the model's grid.
     expected_dice : float
         Dice with a reader's mask that can be expected, 0 to 1.
     interval : tuple of float
@@ -46,7 +46,7 @@ class Brain:
     image: Image
     voxels: Mask
     conformed: Conformed
-    rebuilt: Mask
+    rebuilt: Conformed
     expected_dice: float
     interval: tuple[float, float]
     evidence: Mapping[str, float]
@@ -75,7 +75,7 @@ class Brain:
 
     def reconstruction(self) -> Mask:
         """Bring the rebuilt mask (X, Y, Z) to the grid of the scan."""
-        return restore_mask(self.rebuilt, self.conformed.affine, self.image, cleaned=False)
+        return restore_mask(self.rebuilt.data, self.rebuilt.affine, self.image, cleaned=False)
 
     def save(self, path: str | Path) -> None:
         """Write the mask as `.nii.gz`, whole or not at all; its folder is made.

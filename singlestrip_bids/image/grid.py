@@ -45,6 +45,28 @@ class Grid:
         return tuple(int(n) for n in counts), placed
 
 
+def halved(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the affine (4, 4) of a grid that covers the same in voxels half as large."""
+    return np.asarray(affine @ from_matvec(np.eye(3) / 2, np.full(3, -0.25)))
+
+
+@dataclass(frozen=True)
+class HalvedGrid:
+    """A grid in voxels half as large."""
+
+    whole: Grid
+
+    @property
+    def voxel_size(self) -> float:
+        """Edge of the voxels in mm."""
+        return self.whole.voxel_size / 2
+
+    def place(self, shape: tuple[int, ...], affine: NDArray) -> Geometry:
+        """Lay the grid over a canonical image, as the whole one."""
+        counts, placed = self.whole.place(shape, affine)
+        return tuple(2 * n for n in counts), halved(placed)
+
+
 @dataclass(frozen=True)
 class Conformed:
     """A volume on the model's grid."""
@@ -64,7 +86,9 @@ def _positions(matrix: NDArray, shape: tuple[int, ...]) -> list[NDArray[np.float
     return [matrix[axis, axis] * np.arange(n) + matrix[axis, 3] for axis, n in enumerate(shape)]
 
 
-def conform(data: NDArray, affine: NDArray, grid: Grid, fill: Mask | None = None) -> Conformed:
+def conform(
+    data: NDArray, affine: NDArray, grid: Grid | HalvedGrid, fill: Mask | None = None
+) -> Conformed:
     """Bring a volume (X, Y, Z) to a grid, intensities as they are; 0 outside the field of view.
 
     Where ``fill`` says that voxels hold no data the others alone count.

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -170,6 +171,17 @@ def as_memory_allows(compute: Callable[[AnyWay], Result], ways: Sequence[AnyWay]
         LOG.warning("OUT OF MEMORY %s (%s): now %s.", way.way, why, below.way)
         torch.cuda.empty_cache()  # outside of the handler, which keeps tensors alive
     return compute(ways[-1])
+
+
+def side_by_side(*tasks: Callable[[], Result]) -> list[Result]:
+    """Do small things on the processor in a thread each, since none of them fills all threads."""
+    threads = torch.get_num_threads()
+    share = max(threads // len(tasks), 1)
+    try:
+        with ThreadPoolExecutor(len(tasks), "side", torch.set_num_threads, (share,)) as pool:
+            return list(pool.map(lambda task: task(), tasks))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start(device: str, threads: int | None = None, low_memory: bool = False) -> Runtime:

@@ -38,11 +38,13 @@ class Source:
     mask: Tensor  # brain mask or pseudo-label, in [0, 1]
     centre: Tensor  # (3,) of mass of the mask, in voxels
     extended: bool = False  # whether both go on beyond the grid as they are at its edges
+    fine: Tensor | None = None  # the mask again, in voxels half as large: (1, 1, 2X, 2Y, 2Z)
 
     def to(self, device: torch.device) -> Source:
         """Return the same on a device."""
         names = ("classes", "image", "mask", "centre")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return moved if self.fine is None else replace(moved, fine=self.fine.to(device))
 
 
 def source(classes: Tensor, image: Tensor, mask: Tensor) -> Source:

@@ -1,10 +1,10 @@
 """Does the fine-tuned network replace SL-1? Decided without any further label.
 
 Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
-sample of the unlabelled scans, where the Dice to be expected of each mask is read from its
-calibration. Bad pseudo-labels teach a network to do worse on either. The calibration is learnt
-here, too: on the copies of the label, on the unlabelled scans and on corrupted copies of those,
-under the propagated label.
+sample of the unlabelled scans, where the Dice to be expected of each mask is read from one
+calibration, the same for both. Bad pseudo-labels teach a network to do worse on either. The
+calibration is learnt here, too, from the masks of both: of the copies of the label, of the
+unlabelled scans and of corrupted copies of those, under the propagated label.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .classes import Source
 from .expected_dice import Calibration, Evidence, line_through, segment
 from .inference import mask_from
 from .networks import Autoencoder
-from .propagation import LABEL_FILE, keep, propagate_labels
+from .propagation import LABEL_FILE, coarsened, keep, propagate_labels
 from .pseudolabels import masks_of, spread
 from .synthesis import training_batch
 from .trainer import Trained, Trainer, round_name
@@ -157,7 +157,7 @@ class Apart:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The network that is used, its calibration, why, and where both networks differ most."""
+    """The network that is used, why, the calibration, and where both networks differ most."""
 
     name: str
     calibration: Calibration
@@ -261,24 +261,25 @@ def choose(
         if not blank(mask)
     ]
     labelled = [Head(LABEL, partial(replace, source)) for source in sources]
-    calibrations, standings, masks = {}, dict[str, Standing](), list[list[_Seen]]()
+    known, on_copies, masks = list[tuple[Evidence, float]](), list[float](), list[list[_Seen]]()
     for one in candidates:
         copies = [
             try_copies(trainer, heads, one, autoencoder, what)
             for heads, what in ((labelled, "the label"), (others, "unlabelled scans"))
         ]
         _write_copies(trainer, one.name, copies[0] + copies[1])
-        seen = _seen(trainer, sample, opinions, one, autoencoder)
-        calibrations[one.name] = line = _calibrate(copies[0] + copies[1], seen)
+        masks.append(_seen(trainer, sample, opinions, one, autoencoder))
+        known += _compared(copies[0] + copies[1], masks[-1])
+        on_copies.append(float(np.mean([copy.dice for copy in copies[0]])))
+    line, standings = line_through(*zip(*known, strict=True)), dict[str, Standing]()
+    for one, seen, mean in zip(candidates, masks, on_copies, strict=True):
         expected = [line.expect(mask.evidence)[0] * mask.plausible for mask in seen]
-        on_copies = float(np.mean([copy.dice for copy in copies[0]]))
-        standings[one.name] = Standing(on_copies, float(np.mean(expected)) if expected else None)
-        masks.append(seen)
+        standings[one.name] = Standing(mean, float(np.mean(expected)) if expected else None)
         _write_sample(trainer, one.name, sample, seen, expected)
     first, last = candidates[0].name, candidates[-1].name
     kept = first if standings[last].harms(standings[first]) else last
     apart = _most_apart(sample, *masks) if sample and several else []
-    verdict = Verdict(kept, calibrations[kept], standings, apart, len(sample), failed)
+    verdict = Verdict(kept, line, standings, apart, len(sample), failed)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict
@@ -315,8 +316,9 @@ def _second_opinions(
             propagated = found.get("propagated")
             try:
                 if propagated is None:
-                    made, _ = propagate_labels(sources, trainer.conform(scan), trainer.runtime)
-                    propagated = mask_from(made)
+                    conformed = trainer.conform(scan)
+                    made, _ = propagate_labels(sources, conformed, trainer.runtime)
+                    propagated = mask_from(coarsened(made, conformed.data.shape))
                 packed.append(pack(propagated))
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = trainer.note(scan, error)
@@ -378,12 +380,10 @@ def _under_label(trainer: Trainer, scan: Scan, packed: bytes) -> Source:
     return trainer.source(conformed, unpack(packed, conformed.data.shape))
 
 
-def _calibrate(copies: Sequence[Copy], sample: Sequence[_Seen]) -> Calibration:
-    """Fit the line to all masks with something to compare them with."""
+def _compared(copies: Sequence[Copy], sample: Sequence[_Seen]) -> list[tuple[Evidence, float]]:
+    """Gather the masks of a network that have something to compare them with."""
     known = [(one.evidence, one.dice) for one in copies]
-    known += [(one.evidence, one.opinion) for one in sample if one.opinion is not None]
-    evidence, truth = zip(*known, strict=True)
-    return line_through(evidence, truth)
+    return known + [(one.evidence, one.opinion) for one in sample if one.opinion is not None]
 
 
 def _write_copies(trainer: Trainer, name: str, copies: Sequence[Copy]) -> None:

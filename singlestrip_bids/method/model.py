@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 from torch import Tensor
 
 from ..bids.label import Label
@@ -81,12 +82,12 @@ class Model:
         """Find the brain in an image that is on the networks' grid already; raises as `mask`."""
         seen = segment(self.network, self.autoencoder, conformed, self.runtime)
         refuse_stripped(image.path, conformed, seen.mask)
-        probability, share = seen.probability, dict[str, float]()
+        found, share = replace(conformed, data=seen.probability), dict[str, float]()
         if self.labels:
             label = propagate_labels(self.labels, conformed, self.runtime)
-            probability, weight = join(probability, *label)
+            found, weight = join(found, *label)
             share = {"PropagatedWeight": weight}
-        mask = restore_mask(probability, conformed.affine, image)
+        mask = restore_mask(found.data, found.affine, image)
         if not mask.any():
             raise ScanFailed(
                 f"{image.path}: the network found no brain; look at the scan, or label one like "
@@ -102,8 +103,8 @@ class Model:
         return Brain(
             image,
             mask,
-            Conformed(probability, conformed.affine, conformed.inside),
-            seen.rebuilt,
+            found,
+            replace(conformed, data=seen.rebuilt.astype(np.float32)),
             expected,
             (interval[0], interval[1]),
             {

@@ -1,11 +1,13 @@
-"""The label itself as a second voice: registration propagates it, and it joins the network's.
+"""The label itself speaks, too: registration propagates it, and it joins the network's mask.
 
-A model keeps the labelled scans on its grid for that, unless it is asked not to.
+It does so in voxels half as large as the model's, where these are not fine enough for its border.
+A model keeps the labelled scans for that, unless it is asked not to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,67 +15,98 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..image.grid import Conformed
-from ..image.masks import dice
+from ..image.grid import Conformed, halved
+from ..image.masks import Mask, dice
 from ..machine.files import save_tensors
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source, source
 from .inference import mask_from
-from .registration import EXPLAINED, propagate
+from .registration import halve, propagate, worth
 
 LABEL_FILE = "label.safetensors"
 AGREED = 0.9  # Dice of both masks; below, registration or network failed
-UNHEARD = 0.3  # squared local correlation up to which the propagated label has no weight
 
 
 def propagate_labels(
     sources: Sequence[Source], conformed: Conformed, runtime: Runtime
 ) -> tuple[NDArray[np.float32], float]:
-    """Propagate the labelled masks to a scan and average them: (X, Y, Z) in [0, 1].
+    """Propagate the labelled masks to a scan and average them: in [0, 1], as fine as they are.
 
     Returns also how well the labelled scans explain it, in [0, 1] (see `propagate`), on average.
     """
 
     def on(machine: Runtime) -> tuple[Tensor, float]:
-        image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
-        masks, explained = zip(
-            *(propagate(origin.to(machine.device), image) for origin in sources), strict=True
+        image, inside = (
+            torch.from_numpy(array).to(machine.device, torch.float32)[None, None]
+            for array in (conformed.data, conformed.inside)
         )
+        found = [propagate(origin.to(machine.device), image, inside) for origin in sources]
+        masks, explained = zip(*found, strict=True)
         return torch.stack(masks).mean(0).cpu(), sum(explained) / len(explained)
 
     propagated, explained = as_memory_allows(on, runtime.rungs())
-    return np.where(conformed.inside, propagated.numpy(), np.float32(0)), explained
+    inside = conformed.inside
+    if propagated.shape != inside.shape:
+        inside = doubled(inside)
+    return np.where(inside, propagated.numpy(), np.float32(0)), explained
+
+
+def doubled(mask: Mask) -> Mask:
+    """Repeat every voxel of a mask (X, Y, Z) along each axis: (2X, 2Y, 2Z)."""
+    return mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+
+
+def coarsened(propagated: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Average a propagated mask over the voxels of a grid of a ``shape``, if it is finer."""
+    if propagated.shape == shape:
+        return propagated
+    return torch.nn.functional.avg_pool3d(torch.from_numpy(propagated)[None], 2)[0].numpy()
 
 
 def join(
-    probability: NDArray[np.float32], propagated: NDArray[np.float32], explained: float
-) -> tuple[NDArray[np.float32], float]:
-    """Join the network's probability and the propagated label (X, Y, Z), both in [0, 1].
+    found: Conformed, propagated: NDArray[np.float32], explained: float
+) -> tuple[Conformed, float]:
+    """Join the network's probability and the propagated label, both in [0, 1].
 
-    Returns also the weight of the propagated label: up to one half, the better the labelled scan
-    explains this one; 0 where their masks do not agree, because one of the two has failed.
+    What comes back is as fine as the label. Returns also the label's weight, the better its scan
+    explains this one: network, stiff and free registration are three voices, equal at best. The
+    weight is 0, and the probability as it was, where the masks of network and label do not agree,
+    because one of the two has failed.
     """
-    agreement = dice(mask_from(probability), mask_from(propagated))
-    low, high = UNHEARD, EXPLAINED
-    weight = float(np.clip((explained - low) / (high - low), 0, 1)) / 2
-    weight = weight if agreement >= AGREED else 0.0
-    return np.float32(1 - weight) * probability + np.float32(weight) * propagated, weight
+    probability, vote = found.data, worth(explained)
+    agreement = dice(mask_from(probability), mask_from(coarsened(propagated, probability.shape)))
+    if not vote or agreement < AGREED:
+        return found, 0.0
+    votes = vote * (1 + vote)
+    weight = votes / (1 + votes)
+    affine, inside = found.affine, found.inside
+    if propagated.shape != probability.shape:
+        probability = halve(torch.from_numpy(probability)[None, None])[0, 0].numpy()
+        affine, inside = halved(affine), doubled(inside)
+    joined = np.float32(1 - weight) * probability + np.float32(weight) * propagated
+    return Conformed(joined, affine, inside), weight
 
 
 def keep(folder: Path, sources: Sequence[Source]) -> None:
     """Write the labelled scans and their masks, as they are on the model's grid."""
     tensors = {}
     for number, one in enumerate(sources):
-        tensors[f"image_{number}"] = one.image[0, 0].half()
-        tensors[f"mask_{number}"] = one.mask[0, 0].half()
+        for name, volume in (("image", one.image), ("mask", one.mask), ("fine", one.fine)):
+            if volume is not None:
+                tensors[f"{name}_{number}"] = volume[0, 0].half().contiguous()
     save_tensors(folder / LABEL_FILE, tensors, {})
 
 
 def kept(tensors: Mapping[str, Tensor]) -> tuple[Source, ...]:
     """Make sources of what `keep` wrote; raises `LookupError` for other tensors."""
-    count = len(tensors) // 2
-    pairs = [(tensors[f"image_{n}"], tensors[f"mask_{n}"]) for n in range(count)]
+    numbers = range(sum(name.startswith("image") for name in tensors))
     return tuple(
-        source(torch.zeros_like(image, dtype=torch.float32), image.float(), mask.float())
-        for image, mask in pairs
+        _source(*(tensors.get(f"{n}_{i}") for n in ("image", "mask", "fine"))) for i in numbers
     )
+
+
+def _source(image: Tensor | None, mask: Tensor | None, fine: Tensor | None) -> Source:
+    if image is None or mask is None:
+        raise KeyError("a labelled scan without its image or its mask")
+    found = source(torch.zeros_like(image, dtype=torch.float32), image.float(), mask.float())
+    return found if fine is None else replace(found, fine=fine.float()[None, None])

@@ -25,7 +25,7 @@ from .classes import Source
 from .inference import mask_from, predict
 from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
-from .propagation import propagate_labels
+from .propagation import coarsened, propagate_labels
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -108,7 +108,8 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
             return Guess(mask_from(by_network(conformed)))
-        second, _ = propagate_labels(sources, conformed, trainer.runtime)
+        fine, _ = propagate_labels(sources, conformed, trainer.runtime)
+        second = coarsened(fine, conformed.data.shape)
         propagated = mask_from(second)
         if way == "registration":
             return Guess(propagated, propagated)

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..machine.runtime import side_by_side
 from .classes import Source
 from .synthesis import along, blur_matrix, integrate, sample, voxel_indices
 
 POINTS = 64  # along each axis of the labelled scan at the finest level
-MARGIN = 0.06  # of the grid's edge: how far around the brain the similarity counts
+WIDE, NEAR = 0.11, 0.08  # how far around the brain the similarity counts, as shares of the
+# grid's edge (its points', if that is less): for the affine, and for the flow
 SHIFTS = (-0.15, 0.0, 0.15)  # of the grid's edge along each axis: where the search starts
-KNOT_SPACINGS = 5, 3  # finest points between two control points of the velocity, as free as
-EXPLAINED = 0.5  # the squared local correlation allows that the coarser one reaches
+STIFF, FREE = 5, 3  # finest points between two control points of the velocity
+HEARD = 0.3, 0.5  # squared local correlation at which a labelled scan begins to count, and fully
 LATTICE = 3  # finest points between two points where the velocity is integrated
-ALIGN = ((4, 50, 4, 0.3), (2, 50, 1, 0.02))  # (points apart, steps, best ones kept, stiffness)
+# points apart, steps, best ones kept, stiffness
+ALIGN = ((4, 20, 9, 0.3), (4, 20, 3, 0.3), (2, 30, 1, 0.02))
 FLOW = ((2, 60), (1, 15))  # (points apart, steps)
 SMOOTHNESS = 2.0  # of the velocity
 BINS = 24
@@ -52,35 +56,47 @@ class Box:
         return volume[..., ::stride, ::stride, ::stride]
 
 
-def propagate(origin: Source, image: Tensor) -> tuple[Tensor, float]:
-    """Propagate the mask of a labelled scan to another: (X, Y, Z) in [0, 1] on its grid.
+def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, float]:
+    """Propagate the mask of a labelled scan to another, in [0, 1] on its grid.
 
-    The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size. Returns also the
-    squared local correlation that is reached, in [0, 1]: how well one explains the other.
+    The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size; ``inside``, 0 and 1,
+    is its field of view. The mask is (X, Y, Z); where the source has a fine one it is (2X, 2Y,
+    2Z). Returns also the squared local correlation that the stiff registration reaches, in [0, 1]:
+    how well one explains the other where that is seen.
 
     Notes
     -----
     First affine, from 27 starts, by mutual information (Studholme et al. 1999); then with a
     diffeomorphism by scaling and squaring (Arsigny et al. 2006), by the squared local correlation
-    (Avants et al. 2008). That is freer where the images explain each other well: where they do
-    not, as across contrasts, it would follow what differs. Nothing is random.
+    (Avants et al. 2008). That is stiff, and once more free, whose mask counts as much as the scans
+    explain each other (`worth`): where they do not, as across contrasts, it follows what differs.
+    Nothing is random.
     """
-    box = cut_box(origin)
-    start = _align(box, image, centre_of_mass(image) - centre_of_mass(origin.image))
-    coarse, fine = KNOT_SPACINGS
-    pose, knots = _deform(box, image, start, coarse)
-    explained = _explained(box, image, pose, knots)
-    if explained >= EXPLAINED:
-        pose, knots = _deform(box, image, start, fine)
-    return _pull_back(box, origin.mask, image, pose, knots), explained
+    scan, shift = (
+        torch.cat([image, inside], 1),
+        centre_of_mass(image) - centre_of_mass(origin.image),
+    )
+    start, box = _align(cut_box(origin, WIDE), scan, shift), cut_box(origin, NEAR)
+    ways = [partial(_deform, box, scan, start, spacing) for spacing in (STIFF, FREE)]
+    found = [way() for way in ways] if image.is_cuda else side_by_side(*ways)
+    stiff, free = (_pull_back(box, origin, image, *deformation) for deformation in found)
+    explained = _explained(box, scan, *found[0])
+    vote = worth(explained)
+    return (stiff + vote * free) / (1 + vote), explained
+
+
+def worth(explained: float) -> float:
+    """Say how much a labelled scan counts, 0 to 1, by the squared local correlation reached."""
+    low, high = HEARD
+    return min(max((explained - low) / (high - low), 0.0), 1.0)
 
 
 @torch.no_grad()
-def _explained(box: Box, image: Tensor, pose: Tensor, knots: Tensor) -> float:
+def _explained(box: Box, scan: Tensor, pose: Tensor, knots: Tensor) -> float:
     """Measure the squared local correlation under a deformation, in [0, 1]."""
-    points, fixed, weight, moving = _level(box, image, 1)
-    where = place(points + displacement(box, knots, points), pose, box.centre)
-    return float(similarity(fixed, sample(moving, where), weight).sum())
+    points, fixed, weight, moving = _level(box, scan, 1)
+    read, seen = look(moving, place(points + displacement(box, knots, points), pose, box.centre))
+    return float(similarity(fixed, read, weight * seen).sum())
 
 
 def likeness(origin: Source, image: Tensor) -> float:
@@ -89,10 +105,10 @@ def likeness(origin: Source, image: Tensor) -> float:
     The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size. The answer is the
     mean squared local correlation around the head of ``origin``, in [0, 1].
     """
-    box = cut_box(origin)
-    pose = _align(box, image, centre_of_mass(image) - centre_of_mass(origin.image))
-    points, fixed, weight, moving = _level(box, image, ALIGN[-1][0])
-    read = sample(moving, place(points, pose, box.centre))
+    box, scan = cut_box(origin, WIDE), torch.cat([image, torch.ones_like(image)], 1)
+    pose = _align(box, scan, centre_of_mass(image) - centre_of_mass(origin.image))
+    points, fixed, weight, moving = _level(box, scan, ALIGN[-1][0])
+    read, _ = look(moving, place(points, pose, box.centre))
     return float(similarity(fixed, read, weight).sum())
 
 
@@ -103,11 +119,11 @@ def centre_of_mass(image: Tensor) -> Tensor:
     return torch.stack([(s * p).sum() / s.sum() for s, p in zip(sums, places, strict=True)])
 
 
-def cut_box(origin: Source) -> Box:
+def cut_box(origin: Source, share: float) -> Box:
     """Cut the brain and a margin out of a source."""
     size = max(origin.image.shape[2:])
     step = max(size // POINTS, 1)
-    margin = max(round(MARGIN * size), 1)
+    margin = max(round(share * min(size, step * POINTS)), 1)
     weight = (origin.mask > 0.5).float()
     for axis in torch.eye(3, dtype=torch.int).tolist():  # one by one: the same, far faster
         around = [margin * a for a in axis]
@@ -139,7 +155,7 @@ def similarity(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     variance_a = (squares_a - mean_a**2).clamp(min=0) + 1e-4
     variance_b = (squares_b - mean_b**2).clamp(min=0) + 1e-4
     local = covariance**2 / (variance_a * variance_b)
-    return (local * weight).flatten(1).sum(1) / weight.sum()
+    return (local * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def mutual_information(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -177,28 +193,39 @@ def unplace(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
     return moved.view(len(pose), *points.shape[1:])
 
 
-def _level(box: Box, image: Tensor, apart: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points, labelled values, weights and the smoothed other image of one level."""
+def _level(box: Box, scan: Tensor, apart: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points, labelled values, weights and the smoothed other scan of one level."""
     blur = float(box.step * apart) if box.step * apart > 1 else 0.0
     fixed = box.at(smooth(box.image, blur), apart)
-    return box.points(apart), fixed, box.at(box.weight, apart), smooth(image, blur)
+    moving = torch.cat([smooth(channel, blur) for channel in scan.split(1, 1)], 1)
+    return box.points(apart), fixed, box.at(box.weight, apart), moving
 
 
-def _align(box: Box, image: Tensor, shift: Tensor) -> Tensor:
+def look(moving: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Read a smoothed scan and its field of view (1, 2, X, Y, Z) at voxels (B, 3, x, y, z).
+
+    Return intensities, free of what lies outside the field of view, and 1 where there is any.
+    """
+    read, share = sample(moving.expand(len(where), -1, -1, -1, -1), where).split(1, 1)
+    share = share.detach()
+    return read / share.clamp(min=0.1), (share > 0.5).float()
+
+
+def _align(box: Box, scan: Tensor, shift: Tensor) -> Tensor:
     """Find the affine pose (1, 3, 4) from many starts around a first shift."""
     scale, edge = _scale(box), box.step * POINTS
-    starts = torch.tensor(list(itertools.product(SHIFTS, repeat=3)), device=image.device)
-    pose = torch.zeros((len(starts), 3, 4), device=image.device)
+    starts = torch.tensor(list(itertools.product(SHIFTS, repeat=3)), device=scan.device)
+    pose = torch.zeros((len(starts), 3, 4), device=scan.device)
     pose[:, :, 3] = starts * edge + shift
     for apart, steps, kept, stiffness in ALIGN:
-        points, fixed, weight, moving = _level(box, image, apart)
+        points, fixed, weight, moving = _level(box, scan, apart)
         free = (pose / scale).requires_grad_()
         adam = torch.optim.Adam([free])
         for step in range(steps):
             adam.param_groups[0]["lr"] = RATE * (1 - step / steps)
-            where = place(points, free * scale, box.centre)
-            read = sample(moving.expand(len(where), -1, -1, -1, -1), where)
-            values = mutual_information(fixed.expand_as(read), read, weight)
+            read, seen = look(moving, place(points, free * scale, box.centre))
+            covered = (weight * seen).flatten(1).sum(1) / weight.sum()
+            values = covered * mutual_information(fixed.expand_as(read), read, weight * seen)
             values = values - stiffness * (free * scale)[:, :, :3].square().sum((1, 2))
             adam.zero_grad()
             (-values.sum()).backward()
@@ -207,22 +234,23 @@ def _align(box: Box, image: Tensor, shift: Tensor) -> Tensor:
     return pose
 
 
-def _deform(box: Box, image: Tensor, pose: Tensor, spacing: int) -> tuple[Tensor, Tensor]:
+def _deform(box: Box, scan: Tensor, pose: Tensor, spacing: int) -> tuple[Tensor, Tensor]:
     """Refine the pose and find the velocity at its control points (1, 3, a, b, c)."""
     shape = [max(n // (box.step * spacing), 4) for n in box.image.shape[2:]]
-    knots = torch.zeros((1, 3, *shape), device=image.device, requires_grad=True)
+    knots = torch.zeros((1, 3, *shape), device=scan.device, requires_grad=True)
     scale = _scale(box)
     free = (pose / scale).requires_grad_()
     rates = (0.15, 0.003)
     adam = torch.optim.Adam([{"params": [knots]}, {"params": [free]}])
     for apart, steps in FLOW:
-        points, fixed, weight, moving = _level(box, image, apart)
+        points, fixed, weight, moving = _level(box, scan, apart)
         for step in range(steps):
             for group, rate in zip(adam.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - 0.9 * step / steps)
             where = place(points + displacement(box, knots, points), free * scale, box.centre)
             rough = torch.stack([knots.diff(dim=a).square().mean() for a in (2, 3, 4)]).sum()
-            found = similarity(fixed, sample(moving, where), weight).sum()
+            read, seen = look(moving, where)
+            found = similarity(fixed, read, weight * seen).sum()
             adam.zero_grad()
             (SMOOTHNESS * rough - found).backward()
             adam.step()
@@ -240,9 +268,17 @@ def displacement(box: Box, knots: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _pull_back(box: Box, mask: Tensor, image: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
+def _pull_back(box: Box, origin: Source, image: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
     points = unplace(voxel_indices(image.shape[2:], image.device), pose, box.centre)
-    return sample(mask, points + displacement(box, -knots, points))[0, 0]
+    where = points + displacement(box, -knots, points)
+    if origin.fine is None:
+        return sample(origin.mask, where)[0, 0]
+    return sample(origin.fine, 2 * halve(where) + 0.5)[0, 0]
+
+
+def halve(volume: Tensor) -> Tensor:
+    """Interpolate volumes (B, C, X, Y, Z) at voxels half as large: (B, C, 2X, 2Y, 2Z)."""
+    return F.interpolate(volume, scale_factor=2, mode="trilinear", align_corners=False)
 
 
 def _scale(box: Box) -> Tensor:

@@ -25,7 +25,7 @@ from ..config import MethodConfig, RunConfig, TrainingConfig
 from ..errors import BadData, CannotCreate, IOFailed, ScanFailed
 from ..image import nifti
 from ..image.frame import Frame
-from ..image.grid import Conformed, conform, conform_image
+from ..image.grid import Conformed, HalvedGrid, conform, conform_image
 from ..image.head import refuse_stripped
 from ..image.masks import clean
 from ..machine import files
@@ -40,6 +40,8 @@ from .networks import Autoencoder, Network, UNet
 from .training import Loss, fit, learning_rate, load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
+
+HALVED = 128  # voxels along an edge of the largest grid on which labels have a fine mask, too
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,12 @@ def begin(
     images = [conform_image(image, grid) for image, _ in pairs]
     for label, image, mask in zip(labels, images, masks, strict=True):
         refuse_stripped(label.scan.path, image, mask > 0.5)
-    return trainer, [trainer.source(one, mask) for one, mask in zip(images, masks, strict=True)]
+    sources = [trainer.source(one, mask) for one, mask in zip(images, masks, strict=True)]
+    if grid.size > HALVED:
+        return trainer, sources
+    fine = [conform(mask, image.affine, HalvedGrid(grid), image.fill) for image, mask in pairs]
+    move = (torch.from_numpy(one.data).to(runtime.device)[None, None] for one in fine)
+    return trainer, [replace(one, fine=mask) for one, mask in zip(sources, move, strict=True)]
 
 
 def train_autoencoder(trainer: Trainer, sources: Sequence[Source]) -> Autoencoder:

@@ -194,3 +194,34 @@ def test_config_that_is_not_there_or_not_json(dataset, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{")
     assert accuracy.main(call) == 1
     assert "accuracy: " in capsys.readouterr().err
+
+
+def test_labels_by_their_masks_references_in_the_dataset_and_the_parts_of_an_arm(
+    dataset, tmp_path
+):
+    bids = shutil.copytree(dataset, tmp_path / "bids")
+    shutil.copytree(dataset.parent / "bids-truth", bids / "derivatives/references")
+    for subject in ("02", "03"):  # several subjects have masks that could be the label
+        shutil.copytree(
+            dataset.parent / f"bids-truth/sub-{subject}",
+            bids / f"derivatives/manual/sub-{subject}",
+        )
+    mask = next((bids / "derivatives/manual/sub-01").rglob("*_desc-brain_mask.nii.gz"))
+    config = CONFIG | {
+        "masks": {"01": str(mask.relative_to(bids))},
+        "truth": "derivatives/references",
+        "arms": {"SSL": []},
+        "parts": ["SSL"],
+        "best": {},
+    }
+    results = accuracy.run(config, bids, tmp_path / "work", tmp_path / "table")
+    found = {arm: {} for arm in ("SSL", "SSL: network", "SSL: label")}
+    for one in results["rows"]:
+        found[one["arm"]][one["scan"]] = one["dice"]
+    scans = found["SSL"].keys()
+    assert len(scans) == 3 and all(part.keys() == scans for part in found.values())
+    assert found["SSL: label"] != found["SSL: network"]
+    table = (tmp_path / "table.md").read_text()
+    assert "| SSL: label |" in table and "| SSL, less |" in table
+    gaps = [found["SSL"][s] - found["SSL: network"][s] for s in scans if s[:6] != "sub-03"]
+    assert f"| SSL: network | - | {statistics.mean(gaps):+.4f} (" in table

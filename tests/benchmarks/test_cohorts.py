@@ -6,7 +6,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.cohorts import COHORTS, FLUID, TISSUE_OF, age, main, paint, render, write_cohorts
+from benchmarks.cohorts import (
+    COHORTS,
+    FLUID,
+    TISSUE_OF,
+    age,
+    brain_of,
+    main,
+    paint,
+    render,
+    write_cohorts,
+)
 from benchmarks.score import score
 from singlestrip_bids.image.masks import dice
 
@@ -145,3 +155,15 @@ def test_command_line(maps, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     assert main([str(maps), str(tmp_path / "out")]) == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_brain_ends_below_cerebellum_and_stem():
+    labels = head()
+    labels[20:24, 24:28, 0:10] = FLUID  # of the spinal canal, joined to the brain
+    whole = brain_of(labels, VOXEL)
+    assert whole[..., 0].any(), "a map without a stem is not cut"
+    labels[20:24, 24:28, 12:14] = 16
+    cut = brain_of(labels, VOXEL)
+    first = 12 - round(5 / VOXEL)
+    assert not cut[..., :first].any() and cut[..., first].any()
+    assert (cut[..., first:] == whole[..., first:]).all()

@@ -25,7 +25,7 @@ def _brute_hd95(a, b, voxel_size):
 
     one, two = surface(a), surface(b)
     gaps = np.linalg.norm(one[:, None] - two[None], axis=-1)
-    return np.percentile(np.concatenate([gaps.min(axis=1), gaps.min(axis=0)]), 95)
+    return max(np.percentile(gaps.min(axis=1), 95), np.percentile(gaps.min(axis=0), 95))
 
 
 def test_empty_masks():
@@ -67,3 +67,12 @@ def test_hd95_counts_the_volume_border_as_surface_and_ignores_empty_space():
     c, d = _box((9, 9, 9), (2, 2, 2), (5, 6, 7)), _box((9, 9, 9), (3, 2, 2), (6, 7, 7))
     wide = hausdorff95(np.pad(c, 10), np.pad(d, 10), sizes)
     assert wide == hausdorff95(c, d, sizes) == hausdorff95(d, c, sizes)
+
+
+def test_the_direction_that_is_worse_counts():
+    a = _box((30, 30, 30), (5, 5, 5), (25, 25, 25))
+    b = a.copy()
+    b[10:20, 10:20, 25:30] = True  # a knob: far from a's surface, whose own voxels are near
+    sizes = (1.0, 1.0, 1.0)
+    assert hausdorff95(a, b, sizes) == pytest.approx(_brute_hd95(a, b, np.ones(3)))
+    assert hausdorff95(a, b, sizes) == hausdorff95(b, a, sizes)

@@ -15,6 +15,7 @@ from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import read_tsv
 from singlestrip_bids.machine.runtime import Runtime
+from singlestrip_bids.method.expected_dice import Evidence
 from singlestrip_bids.method.guard import APART, HARDEST, LABEL, Standing, choose, severity
 from singlestrip_bids.method.networks import Autoencoder
 from singlestrip_bids.method.pseudolabels import Guess, rank
@@ -116,6 +117,10 @@ def test_what_was_seen_is_kept_in_tables(trainer, sources, pool, autoencoder):
         assert np.mean(dices) == pytest.approx(standing.copies, abs=1e-4)
         expected = [float(row["expected"]) for row in sample]
         assert np.mean(expected) == pytest.approx(standing.pool, abs=1e-4)
+        for row in sample:  # one line for both networks
+            seen = Evidence(*(float(row[key]) for key in ("score", "mild", "strong")))
+            said = verdict.calibration.expect(seen)[0]
+            assert float(row["expected"]) in (0, pytest.approx(said, abs=1e-3))
     overlaps = [one.dice for one in verdict.apart]
     assert len(overlaps) == min(len(pool), APART)
     assert overlaps == sorted(overlaps)

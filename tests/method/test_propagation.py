@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,19 @@ from builders import run
 import singlestrip_bids
 from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.errors import BadData
+from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import load_tensors
 from singlestrip_bids.method.classes import source
-from singlestrip_bids.method.propagation import AGREED, LABEL_FILE, join, keep, kept
+from singlestrip_bids.method.propagation import (
+    AGREED,
+    LABEL_FILE,
+    coarsened,
+    doubled,
+    join,
+    keep,
+    kept,
+)
 
 MODEL = Path("code/singlestrip")
 
@@ -27,23 +37,39 @@ def ball(radius: float, shift: float = 0.0) -> np.ndarray:
     return (radius > ((place**2).sum(-1).T) ** 0.5).astype(np.float32)
 
 
+def found(radius: float) -> Conformed:
+    return Conformed(ball(radius), np.eye(4), np.ones((24, 24, 24), bool))
+
+
 class TestJoin:
     @pytest.mark.parametrize(
-        ("explained", "weight"), [(0.0, 0), (0.3, 0), (0.4, 0.25), (0.5, 0.5), (0.9, 0.5)]
+        ("explained", "weight"), [(0.0, 0), (0.3, 0), (0.4, 3 / 7), (0.5, 2 / 3), (0.9, 2 / 3)]
     )
     def test_weight_by_what_the_label_explains(self, explained, weight):
-        joined, heard = join(ball(8), ball(8.4), explained)
+        joined, heard = join(found(8), ball(8.4), explained)
         assert heard == pytest.approx(weight)
         expected = (1 - weight) * ball(8) + weight * ball(8.4)
-        np.testing.assert_allclose(joined, expected, atol=1e-6)
-        assert joined.dtype == np.float32
+        np.testing.assert_allclose(joined.data, expected, atol=1e-6)
+        assert joined.data.dtype == np.float32
 
     @pytest.mark.parametrize("other", [ball(8, 4), ball(4), 0 * ball(1), 0.4 * ball(8)])
     def test_the_network_alone_where_they_do_not_agree(self, other):
-        joined, heard = join(ball(8), other, 0.9)
+        joined, heard = join(found(8), other, 0.9)
         assert dice(ball(8), other > 0.5) < AGREED
         assert heard == 0
-        np.testing.assert_array_equal(joined, ball(8))
+        np.testing.assert_array_equal(joined.data, ball(8))
+
+    def test_as_fine_as_the_label(self):
+        one = replace(found(8), affine=np.diag([3.0, 3, 3, 1]))
+        one.inside[:4] = False
+        joined, heard = join(one, doubled(ball(8)), 0.9)
+        assert heard and joined.data.shape == (48, 48, 48) and joined.voxel_size == 1.5
+        np.testing.assert_array_equal(joined.inside, doubled(one.inside))
+        corner, finer = one.affine @ [-0.5, -0.5, -0.5, 1], joined.affine @ [-0.5, -0.5, -0.5, 1]
+        np.testing.assert_allclose(corner, finer)  # both cover the same
+        centre = np.array(np.nonzero(joined.data > 0.5)).mean(1)
+        np.testing.assert_allclose(centre, 23.5)
+        np.testing.assert_array_equal(coarsened(joined.data, (24, 24, 24)) > 0.5, ball(8) > 0.5)
 
 
 def test_labels_come_back_from_disk(tmp_path):
@@ -52,11 +78,17 @@ def test_labels_come_back_from_disk(tmp_path):
     for radius in (6, 8):
         image = torch.from_numpy(rng.random((24, 24, 24)).astype(np.float32))
         labels.append(source(torch.zeros_like(image), image, torch.from_numpy(ball(radius))))
+    fine = torch.from_numpy(doubled(ball(8)))[None, None]
+    labels[1] = replace(labels[1], fine=fine)
     keep(tmp_path, labels)
-    for one, other in zip(labels, kept(load_tensors(tmp_path / LABEL_FILE)[0]), strict=True):
+    tensors = load_tensors(tmp_path / LABEL_FILE)[0]
+    for one, other in zip(labels, kept(tensors), strict=True):
         assert torch.allclose(one.image, other.image, atol=1e-3)
         assert torch.equal(one.mask, other.mask)
         assert torch.equal(one.centre, other.centre)
+    assert kept(tensors)[0].fine is None and torch.equal(kept(tensors)[1].fine, fine)
+    with pytest.raises(LookupError, match="without its image or its mask"):
+        kept({name: tensor for name, tensor in tensors.items() if name != "mask_1"})
 
 
 class TestModel:
@@ -71,7 +103,7 @@ class TestModel:
         alone = singlestrip_bids.load_model(trained / MODEL, device="cpu", propagation=False).mask(
             scan
         )
-        assert 0 <= joined.evidence["PropagatedWeight"] <= 0.5
+        assert 0 <= joined.evidence["PropagatedWeight"] <= 2 / 3
         assert "PropagatedWeight" not in alone.evidence
         assert joined.expected_dice == alone.expected_dice
 

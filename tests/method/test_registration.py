@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,14 +9,17 @@ from torch import Tensor
 from singlestrip_bids.method import registration
 from singlestrip_bids.method.classes import Source, source
 from singlestrip_bids.method.registration import (
+    NEAR,
     centre_of_mass,
     cut_box,
     displacement,
+    halve,
     mutual_information,
     place,
     propagate,
     similarity,
     unplace,
+    worth,
 )
 from singlestrip_bids.method.synthesis import sample, voxel_indices
 
@@ -60,6 +65,11 @@ def moved(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return sample(volume, place(bent, pose, torch.full((3,), SIZE / 2)))
 
 
+def carry(origin: Source, image: Tensor, inside: Tensor | None = None) -> tuple[Tensor, float]:
+    """Propagate to a scan all of which is seen, unless ``inside`` says what is."""
+    return propagate(origin, image, torch.ones_like(image) if inside is None else inside)
+
+
 class TestPropagate:
     @pytest.mark.parametrize("shape", [(40, 40, 40), (48, 40, 36)])
     def test_finds_a_moved_and_bent_brain_in_another_contrast(self, origin, shape):
@@ -69,29 +79,66 @@ class TestPropagate:
         both = (slice(None, 40), slice(None, 40), slice(None, 36))
         assert overlap(truth[both], origin.mask[0, 0][both]) < 0.8
         for other in (image, inverted):
-            propagated, _ = propagate(origin, other)
+            propagated, _ = carry(origin, other)
             assert propagated.shape == shape
             assert propagated.min() >= 0 and propagated.max() <= 1 + 1e-5
             assert overlap(propagated, truth) > 0.92
 
     def test_onto_itself(self, origin):
-        assert overlap(propagate(origin, origin.image)[0], origin.mask[0, 0]) > 0.98
+        assert overlap(carry(origin, origin.image)[0], origin.mask[0, 0]) > 0.98
+
+    def test_a_fine_mask_is_read_in_voxels_half_as_large(self, origin):
+        image = moved(origin.image, (48, 40, 36))
+        fine = replace(origin, fine=halve(origin.mask))
+        propagated, explained = carry(fine, image)
+        assert propagated.shape == (96, 80, 72)
+        whole, same = carry(origin, image)
+        assert explained == same
+        averaged = torch.nn.functional.avg_pool3d(propagated[None], 2)[0]
+        assert (averaged - whole).abs().mean() < 4e-3
+        assert overlap(averaged, whole) > 0.99
+
+    def test_a_free_registration_counts_as_far_as_the_scans_explain_each_other(
+        self, origin, monkeypatch
+    ):
+        image = moved(origin.image, (40, 40, 40))
+        found, explained = {}, 0.0
+        for low in (0.0, 1.0):  # heard fully, and not at all
+            monkeypatch.setattr(registration, "HEARD", (low, low + 0.01))
+            found[low], explained = carry(origin, image)
+        assert 0.01 < explained < 1
+        assert not torch.equal(found[0.0], found[1.0])
+
+    def test_what_is_not_seen_does_not_count(self, origin):
+        image, truth = moved(origin.image, (40, 40, 40)), moved(origin.mask, (40, 40, 40))[0, 0]
+        inside = torch.ones_like(image)
+        inside[..., :15] = 0  # the field of view ends in the brain
+        assert truth[..., :15].sum() > 0.2 * truth.sum()
+        found, explained = carry(origin, image * inside, inside)
+        _, all_of_it = carry(origin, image)
+        assert overlap(found[..., 15:], truth[..., 15:]) > 0.92
+        _, less = carry(origin, image * inside)
+        assert less + 0.05 < explained < all_of_it + 0.05
+
+    @pytest.mark.parametrize(("explained", "vote"), [(0, 0), (0.3, 0), (0.35, 0.25), (0.9, 1)])
+    def test_worth(self, explained, vote):
+        assert worth(explained) == pytest.approx(vote)
 
     def test_same_at_every_call(self, origin):
         image = moved(origin.image, (40, 40, 40))
-        assert torch.equal(propagate(origin, image)[0], propagate(origin, image)[0])
+        assert torch.equal(carry(origin, image)[0], carry(origin, image)[0])
 
     def test_fine_grids_are_thinned(self, origin, monkeypatch):
         monkeypatch.setattr(registration, "POINTS", 20)
-        assert cut_box(origin).step == 2
+        assert cut_box(origin, NEAR).step == 2
         image = moved(origin.image, (40, 40, 40))
         truth = moved(origin.mask, (40, 40, 40))[0, 0]
-        assert overlap(propagate(origin, image)[0], truth) > 0.93
+        assert overlap(carry(origin, image)[0], truth) > 0.93
 
 
 class TestBox:
     def test_holds_the_brain_and_a_margin(self, origin):
-        box = cut_box(origin)
+        box = cut_box(origin, NEAR)
         assert box.image.shape == box.weight.shape
         found = origin.mask[0, 0].nonzero()
         assert (box.start < found.amin(0)).all()
@@ -99,7 +146,7 @@ class TestBox:
         assert origin.mask.sum() < box.weight.sum() < box.weight.numel()
 
     def test_values_at_the_points_are_those_of_the_source(self, origin):
-        box = cut_box(origin)
+        box = cut_box(origin, NEAR)
         for apart in (1, 2, 3):
             read = sample(origin.image, box.points(apart))
             torch.testing.assert_close(read, box.at(box.image, apart), atol=1e-4, rtol=0)
@@ -152,7 +199,7 @@ def test_unplace_undoes_place():
 
 
 def test_flow_of_the_opposite_velocity_leads_back(origin):
-    box = cut_box(origin)
+    box = cut_box(origin, NEAR)
     knots = 0.2 * torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     points = box.points(1)
     there = points + displacement(box, knots, points)
