@@ -31,9 +31,32 @@ def read(results: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def ageing(results: Path) -> Figure:
+    """Draw the heads of one convention, a point for each scan."""
+    rows = read(results, "ageing")["rows"]
+    sets = {
+        "SSL": "singlestrip-bids quick, one label",
+        "SSL: network": "its network",
+        "SSL: label": "its propagated label",
+        "ants-2mm": "ANTs 2 mm, the same label",
+        "deepbet": "deepbet, 568 labels",
+        "hd-bet": "HD-BET, no label",
+    }
+    groups = ("T1w", "FLAIR")
+    figure, axes = _figure(8, 3.2)
+    for place, (arm, label) in enumerate(sets.items()):
+        _strip(axes, [[r["dice"] for r in rows if (r["arm"], r["contrast"]) == (arm, group)]
+                      for group in groups], place, len(sets), label)  # fmt: skip
+    axes.set_yticks(range(len(groups)), groups)
+    axes.invert_yaxis()
+    axes.set_xlabel("Dice with the reference; the bar is the mean")
+    _legend(axes)
+    return figure
+
+
 def heads(results: Path) -> Figure:
     """Draw the real heads, by contrast, those with undercutting references apart."""
-    ours = read(results, "heads-quick-expected")["scans"]
+    ours = [row for row in read(results, "heads-joined")["rows"] if row["arm"] == "SSL"]
     before = read(results, "heads-quick")["sl1_alone"]["scans"]
     finer = read(results, "heads-standard-network")["scans"]
     others = read(results, "heads-peers")["rows"]
@@ -167,6 +190,7 @@ def _legend(axes: Axes, place: str | None = None) -> None:
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
+    "ageing": ageing,
     "heads": heads,
     "species": species,
     "cohorts": cohorts,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from singlestrip_bids import load_model
@@ -41,8 +42,9 @@ def mask_apart(model: Model, scans: Sequence[Scan], out: Path) -> None:
         conformed = model.frame.conform(image)
         seen = segment(model.network, model.autoencoder, conformed, model.runtime)
         propagated, _ = propagate_labels(model.labels, conformed, model.runtime)
-        for name, probability in zip(PARTS, (seen.probability, propagated), strict=True):
-            mask = restore_mask(probability, conformed.affine, image)
+        voices = replace(conformed, data=seen.probability), propagated
+        for name, voice in zip(PARTS, voices, strict=True):
+            mask = restore_mask(voice.data, voice.affine, image)
             path = Derivatives(out / name).mask(scan)
             nifti.save(path, nifti.mask_image(mask, image.nifti))
         print(f"{scan.name}: masked by network and label", flush=True)

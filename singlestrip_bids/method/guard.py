@@ -318,7 +318,7 @@ def _second_opinions(
                 if propagated is None:
                     conformed = trainer.conform(scan)
                     made, _ = propagate_labels(sources, conformed, trainer.runtime)
-                    propagated = mask_from(coarsened(made, conformed.data.shape))
+                    propagated = mask_from(coarsened(made, conformed))
                 packed.append(pack(propagated))
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = trainer.note(scan, error)

@@ -29,7 +29,7 @@ AGREED = 0.9  # Dice of both masks; below, registration or network failed
 
 def propagate_labels(
     sources: Sequence[Source], conformed: Conformed, runtime: Runtime
-) -> tuple[NDArray[np.float32], float]:
+) -> tuple[Conformed, float]:
     """Propagate the labelled masks to a scan and average them: in [0, 1], as fine as they are.
 
     Returns also how well the labelled scans explain it, in [0, 1] (see `propagate`), on average.
@@ -45,10 +45,12 @@ def propagate_labels(
         return torch.stack(masks).mean(0).cpu(), sum(explained) / len(explained)
 
     propagated, explained = as_memory_allows(on, runtime.rungs())
-    inside = conformed.inside
+    affine, inside = conformed.affine, conformed.inside
     if propagated.shape != inside.shape:
-        inside = doubled(inside)
-    return np.where(inside, propagated.numpy(), np.float32(0)), explained
+        affine, inside = halved(affine), doubled(inside)
+    return Conformed(
+        np.where(inside, propagated.numpy(), np.float32(0)), affine, inside
+    ), explained
 
 
 def doubled(mask: Mask) -> Mask:
@@ -56,16 +58,14 @@ def doubled(mask: Mask) -> Mask:
     return mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 
-def coarsened(propagated: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Average a propagated mask over the voxels of a grid of a ``shape``, if it is finer."""
-    if propagated.shape == shape:
-        return propagated
-    return torch.nn.functional.avg_pool3d(torch.from_numpy(propagated)[None], 2)[0].numpy()
+def coarsened(propagated: Conformed, scan: Conformed) -> NDArray[np.float32]:
+    """Average a propagated mask over the voxels of a scan, if it is finer: (X, Y, Z)."""
+    if propagated.data.shape == scan.data.shape:
+        return propagated.data
+    return torch.nn.functional.avg_pool3d(torch.from_numpy(propagated.data)[None], 2)[0].numpy()
 
 
-def join(
-    found: Conformed, propagated: NDArray[np.float32], explained: float
-) -> tuple[Conformed, float]:
+def join(found: Conformed, propagated: Conformed, explained: float) -> tuple[Conformed, float]:
     """Join the network's probability and the propagated label, both in [0, 1].
 
     What comes back is as fine as the label. Returns also the label's weight, the better its scan
@@ -74,17 +74,15 @@ def join(
     because one of the two has failed.
     """
     probability, vote = found.data, worth(explained)
-    agreement = dice(mask_from(probability), mask_from(coarsened(propagated, probability.shape)))
+    agreement = dice(mask_from(probability), mask_from(coarsened(propagated, found)))
     if not vote or agreement < AGREED:
         return found, 0.0
     votes = vote * (1 + vote)
     weight = votes / (1 + votes)
-    affine, inside = found.affine, found.inside
-    if propagated.shape != probability.shape:
+    if propagated.data.shape != probability.shape:
         probability = halve(torch.from_numpy(probability)[None, None])[0, 0].numpy()
-        affine, inside = halved(affine), doubled(inside)
-    joined = np.float32(1 - weight) * probability + np.float32(weight) * propagated
-    return Conformed(joined, affine, inside), weight
+    joined = np.float32(1 - weight) * probability + np.float32(weight) * propagated.data
+    return replace(propagated, data=joined), weight
 
 
 def keep(folder: Path, sources: Sequence[Source]) -> None:

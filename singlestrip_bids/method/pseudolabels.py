@@ -108,8 +108,7 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
             return Guess(mask_from(by_network(conformed)))
-        fine, _ = propagate_labels(sources, conformed, trainer.runtime)
-        second = coarsened(fine, conformed.data.shape)
+        second = coarsened(propagate_labels(sources, conformed, trainer.runtime)[0], conformed)
         propagated = mask_from(second)
         if way == "registration":
             return Guess(propagated, propagated)
@@ -172,7 +171,7 @@ def _upright(
 ) -> list[Candidate]:
     """Leave out scans whose axes point elsewhere, among those of far less agreement than most."""
     agreements = [c.agreement for c in candidates if c.agreement is not None]
-    limit = min(UPRIGHT, np.median(agreements) - APART) if agreements else 0.0
+    limit = min(UPRIGHT, float(np.median(agreements)) - APART) if agreements else 0.0
     suspects = {c.scan for c in candidates if c.agreement is not None and c.agreement < limit}
     scans = [scan for scan in pool if scan.relative in suspects - set(always)]
     notes = dict[str, str]()

@@ -15,7 +15,7 @@ from builders import run
 import singlestrip_bids
 from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.errors import BadData
-from singlestrip_bids.image.grid import Conformed
+from singlestrip_bids.image.grid import Conformed, halved
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import load_tensors
 from singlestrip_bids.method.classes import source
@@ -46,7 +46,7 @@ class TestJoin:
         ("explained", "weight"), [(0.0, 0), (0.3, 0), (0.4, 3 / 7), (0.5, 2 / 3), (0.9, 2 / 3)]
     )
     def test_weight_by_what_the_label_explains(self, explained, weight):
-        joined, heard = join(found(8), ball(8.4), explained)
+        joined, heard = join(found(8), found(8.4), explained)
         assert heard == pytest.approx(weight)
         expected = (1 - weight) * ball(8) + weight * ball(8.4)
         np.testing.assert_allclose(joined.data, expected, atol=1e-6)
@@ -54,7 +54,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("other", [ball(8, 4), ball(4), 0 * ball(1), 0.4 * ball(8)])
     def test_the_network_alone_where_they_do_not_agree(self, other):
-        joined, heard = join(found(8), other, 0.9)
+        joined, heard = join(found(8), replace(found(8), data=other), 0.9)
         assert dice(ball(8), other > 0.5) < AGREED
         assert heard == 0
         np.testing.assert_array_equal(joined.data, ball(8))
@@ -62,14 +62,15 @@ class TestJoin:
     def test_as_fine_as_the_label(self):
         one = replace(found(8), affine=np.diag([3.0, 3, 3, 1]))
         one.inside[:4] = False
-        joined, heard = join(one, doubled(ball(8)), 0.9)
+        finer = Conformed(doubled(ball(8)), halved(one.affine), doubled(one.inside))
+        joined, heard = join(one, finer, 0.9)
         assert heard and joined.data.shape == (48, 48, 48) and joined.voxel_size == 1.5
         np.testing.assert_array_equal(joined.inside, doubled(one.inside))
-        corner, finer = one.affine @ [-0.5, -0.5, -0.5, 1], joined.affine @ [-0.5, -0.5, -0.5, 1]
-        np.testing.assert_allclose(corner, finer)  # both cover the same
+        corner = [-0.5, -0.5, -0.5, 1]
+        np.testing.assert_allclose(one.affine @ corner, joined.affine @ corner)  # the same field
         centre = np.array(np.nonzero(joined.data > 0.5)).mean(1)
         np.testing.assert_allclose(centre, 23.5)
-        np.testing.assert_array_equal(coarsened(joined.data, (24, 24, 24)) > 0.5, ball(8) > 0.5)
+        np.testing.assert_array_equal(coarsened(joined, one) > 0.5, ball(8) > 0.5)
 
 
 def test_labels_come_back_from_disk(tmp_path):
