@@ -21,7 +21,7 @@ from ..machine.files import save_tensors
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source, source
 from .inference import mask_from
-from .registration import halve, propagate, worth
+from .registration import halve, propagate, vote_of
 
 LABEL_FILE = "label.safetensors"
 AGREED = 0.9  # Dice of both masks; below, registration or network failed
@@ -73,7 +73,7 @@ def join(found: Conformed, propagated: Conformed, explained: float) -> tuple[Con
     weight is 0, and the probability as it was, where the masks of network and label do not agree,
     because one of the two has failed.
     """
-    probability, vote = found.data, worth(explained)
+    probability, vote = found.data, vote_of(explained)
     agreement = dice(mask_from(probability), mask_from(coarsened(propagated, found)))
     if not vote or agreement < AGREED:
         return found, 0.0

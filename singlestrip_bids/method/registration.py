@@ -20,8 +20,9 @@ from .classes import Source
 from .synthesis import along, blur_matrix, integrate, sample, voxel_indices
 
 POINTS = 64  # along each axis of the labelled scan at the finest level
-WIDE, NEAR = 0.11, 0.08  # how far around the brain the similarity counts, as shares of the
-# grid's edge (its points', if that is less): for the affine, and for the flow
+# how far around the brain the similarity counts, for the affine and for the flow: shares of the
+# grid's edge, or of that of so many points, whichever is less
+WIDE, NEAR = 0.11, 0.08
 SHIFTS = (-0.15, 0.0, 0.15)  # of the grid's edge along each axis: where the search starts
 STIFF, FREE = 5, 3  # finest points between two control points of the velocity
 HEARD = 0.3, 0.5  # squared local correlation at which a labelled scan begins to count, and fully
@@ -68,24 +69,22 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, fl
     -----
     First affine, from 27 starts, by mutual information (Studholme et al. 1999); then with a
     diffeomorphism by scaling and squaring (Arsigny et al. 2006), by the squared local correlation
-    (Avants et al. 2008). That is stiff, and once more free, whose mask counts as much as the scans
-    explain each other (`worth`): where they do not, as across contrasts, it follows what differs.
+    (Avants et al. 2008). That is stiff, and once more free, whose mask counts the more, the better
+    the scans explain each other: where they do not, as across contrasts, it follows what differs.
     Nothing is random.
     """
-    scan, shift = (
-        torch.cat([image, inside], 1),
-        centre_of_mass(image) - centre_of_mass(origin.image),
-    )
-    start, box = _align(cut_box(origin, WIDE), scan, shift), cut_box(origin, NEAR)
+    scan, box = torch.cat([image, inside], 1), cut_box(origin, NEAR)
+    shift = centre_of_mass(image) - centre_of_mass(origin.image)
+    start = _align(cut_box(origin, WIDE), scan, shift)
     ways = [partial(_deform, box, scan, start, spacing) for spacing in (STIFF, FREE)]
     found = [way() for way in ways] if image.is_cuda else side_by_side(*ways)
     stiff, free = (_pull_back(box, origin, image, *deformation) for deformation in found)
     explained = _explained(box, scan, *found[0])
-    vote = worth(explained)
+    vote = vote_of(explained)
     return (stiff + vote * free) / (1 + vote), explained
 
 
-def worth(explained: float) -> float:
+def vote_of(explained: float) -> float:
     """Say how much a labelled scan counts, 0 to 1, by the squared local correlation reached."""
     low, high = HEARD
     return min(max((explained - low) / (high - low), 0.0), 1.0)
@@ -169,12 +168,12 @@ def mutual_information(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
         return (1 - (x.flatten(1)[:, None] * (BINS - 1) - bins).abs()).clamp(min=0)
 
     joint = (members(a) * weight.flatten(1)[:, None]) @ members(b).transpose(1, 2)
-    joint = joint / joint.sum((1, 2), keepdim=True)
+    joint = joint / joint.sum((1, 2), keepdim=True).clamp(min=1e-6)
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * (p + 1e-9).log()).flatten(1).sum(1)
 
-    return (entropy(joint.sum(1)) + entropy(joint.sum(2))) / entropy(joint) - 1
+    return (entropy(joint.sum(1)) + entropy(joint.sum(2))) / entropy(joint).clamp(min=1e-6) - 1
 
 
 def place(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:

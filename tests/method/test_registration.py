@@ -19,7 +19,7 @@ from singlestrip_bids.method.registration import (
     propagate,
     similarity,
     unplace,
-    worth,
+    vote_of,
 )
 from singlestrip_bids.method.synthesis import sample, voxel_indices
 
@@ -120,9 +120,15 @@ class TestPropagate:
         _, less = carry(origin, image * inside)
         assert less + 0.05 < explained < all_of_it + 0.05
 
+    def test_a_scan_of_which_almost_nothing_is_seen(self, origin):
+        inside = torch.zeros_like(origin.image)
+        inside[..., :3] = 1
+        found, explained = carry(origin, origin.image * inside, inside)
+        assert found.isfinite().all() and 0 <= explained < 1
+
     @pytest.mark.parametrize(("explained", "vote"), [(0, 0), (0.3, 0), (0.35, 0.25), (0.9, 1)])
-    def test_worth(self, explained, vote):
-        assert worth(explained) == pytest.approx(vote)
+    def test_votes(self, explained, vote):
+        assert vote_of(explained) == pytest.approx(vote)
 
     def test_same_at_every_call(self, origin):
         image = moved(origin.image, (40, 40, 40))
