@@ -102,9 +102,12 @@ def tools(
     ``label`` is a labelled scan and its mask, for the tools that use them.
     """
     work, scan, folder = given
-    rows = [
-        {"tool": "singlestrip-bids", "how": "cold", **mask(work, scan, folder, 1)},
-        {"tool": "singlestrip-bids", "how": "batch", **mask(work, scan, folder, batch)},
+    ways: list[tuple[str, ...]] = [(), ("--no-propagation",)]
+    rows: list[Row] = [
+        {"tool": " ".join(["singlestrip-bids", *options]), "how": how}
+        | mask(work, scan, folder, count, *options)
+        for options in ways
+        for how, count in (("cold", 1), ("batch", batch))
     ]
     plain = work / "scan.nii"
     peers._save(nifti.load(scan), str(plain))
