@@ -40,7 +40,7 @@ def ageing(results: Path) -> Figure:
         "SSL: label": "its propagated label",
         "ants-2mm": "ANTs 2 mm, the same label",
         "deepbet": "deepbet, 568 labels",
-        "hd-bet": "HD-BET, no label",
+        "hd-bet": "HD-BET",
     }
     groups = ("T1w", "FLAIR")
     figure, axes = _figure(8, 3.2)
@@ -56,7 +56,7 @@ def ageing(results: Path) -> Figure:
 
 def heads(results: Path) -> Figure:
     """Draw the real heads, by contrast, those with undercutting references apart."""
-    ours = [row for row in read(results, "heads-joined")["rows"] if row["arm"] == "SSL"]
+    ours = read(results, "heads-quick-expected")["scans"]
     before = read(results, "heads-quick")["sl1_alone"]["scans"]
     finer = read(results, "heads-standard-network")["scans"]
     others = read(results, "heads-peers")["rows"]

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -141,7 +142,7 @@ def found(image: nifti.Image, mask: np.ndarray, **options: object) -> Brain:
     """What a model returns that finds this mask."""
     conformed = conform(mask.astype(np.float32), image.affine, Grid(2.0, 8, 4))
     evidence = dict.fromkeys(outputs.EVIDENCE, 0.9)
-    rebuilt = conformed.data > 0.5
+    rebuilt = replace(conformed, data=(conformed.data > 0.5).astype(np.float32))
     return Brain(image, mask, conformed, rebuilt, 0.9, (0.8, 0.95), evidence, **options)
 
 

@@ -173,6 +173,11 @@ def as_memory_allows(compute: Callable[[AnyWay], Result], ways: Sequence[AnyWay]
     return compute(ways[-1])
 
 
+def one_by_one(*tasks: Callable[[], Result]) -> list[Result]:
+    """Do tasks in their order."""
+    return [task() for task in tasks]
+
+
 def side_by_side(*tasks: Callable[[], Result]) -> list[Result]:
     """Do small things on the processor in a thread each, since none of them fills all threads."""
     threads = torch.get_num_threads()

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..machine.runtime import side_by_side
+from ..machine.runtime import one_by_one, side_by_side
 from .classes import Source
 from .synthesis import along, blur_matrix, integrate, sample, voxel_indices
 
 POINTS = 64  # along each axis of the labelled scan at the finest level
-# how far around the brain the similarity counts, for the affine and for the flow: shares of the
-# grid's edge, or of that of so many points, whichever is less
+# how far around the brain the similarity counts: shares of the grid's edge, or of that of so many
+# points, whichever is less; the affine is tried with both, and the flow takes the nearer one
 WIDE, NEAR = 0.11, 0.08
 SHIFTS = (-0.15, 0.0, 0.15)  # of the grid's edge along each axis: where the search starts
 STIFF, FREE = 5, 3  # finest points between two control points of the velocity
@@ -67,7 +67,8 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, fl
 
     Notes
     -----
-    First affine, from 27 starts, by mutual information (Studholme et al. 1999); then with a
+    First affine, from 27 starts, by mutual information (Studholme et al. 1999), within two margins
+    around the brain, of which the one is kept that explains more; then with a
     diffeomorphism by scaling and squaring (Arsigny et al. 2006), by the squared local correlation
     (Avants et al. 2008). That is stiff, and once more free, whose mask counts the more, the better
     the scans explain each other: where they do not, as across contrasts, it follows what differs.
@@ -75,9 +76,12 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, fl
     """
     scan, box = torch.cat([image, inside], 1), cut_box(origin, NEAR)
     shift = centre_of_mass(image) - centre_of_mass(origin.image)
-    start = _align(cut_box(origin, WIDE), scan, shift)
+    do = one_by_one if image.is_cuda else side_by_side
+    both = [partial(_align, cut_box(origin, share), scan, shift) for share in (WIDE, NEAR)]
+    still = torch.zeros((1, 3, 4, 4, 4), device=image.device)
+    start = max(do(*both), key=lambda pose: _explained(box, scan, pose, still))
     ways = [partial(_deform, box, scan, start, spacing) for spacing in (STIFF, FREE)]
-    found = [way() for way in ways] if image.is_cuda else side_by_side(*ways)
+    found = do(*ways)
     stiff, free = (_pull_back(box, origin, image, *deformation) for deformation in found)
     explained = _explained(box, scan, *found[0])
     vote = vote_of(explained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -26,7 +27,7 @@ def brain() -> Brain:
     ball = np.linalg.norm(place * np.array([1, 1, 1.5])[:, None, None, None], axis=0) < 8
     image = from_memory(nib.Nifti1Image(ramp(*SHAPE), affine))
     conformed = conform(ball.astype(np.float32), affine, Grid(2.0, 16, 4))
-    rebuilt = conformed.data > 0.5
+    rebuilt = replace(conformed, data=(conformed.data > 0.5).astype(np.float32))
     return Brain(image, ball, conformed, rebuilt, 0.9, (0.8, 0.95), {"QualityScore": 0.97})
 
 
