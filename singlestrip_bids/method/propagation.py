@@ -65,20 +65,27 @@ def coarsened(propagated: Conformed, scan: Conformed) -> NDArray[np.float32]:
     return torch.nn.functional.avg_pool3d(torch.from_numpy(propagated.data)[None], 2)[0].numpy()
 
 
+def weight_of(explained: float) -> float:
+    """Say how much the propagated label counts beside the network, 0 to 2/3.
+
+    Network, stiff and free registration are three voices, equal where the labelled scan explains
+    the other one best; where it does not, the network speaks alone.
+    """
+    vote = vote_of(explained)
+    return 1 - 1 / (1 + vote * (1 + vote))
+
+
 def join(found: Conformed, propagated: Conformed, explained: float) -> tuple[Conformed, float]:
     """Join the network's probability and the propagated label, both in [0, 1].
 
-    What comes back is as fine as the label. Returns also the label's weight, the better its scan
-    explains this one: network, stiff and free registration are three voices, equal at best. The
-    weight is 0, and the probability as it was, where the masks of network and label do not agree,
-    because one of the two has failed.
+    What comes back is as fine as the label. Returns also the label's weight (see `weight_of`). It
+    is 0, and the probability as it was, where the masks of network and label do not agree, because
+    one of the two has failed.
     """
-    probability, vote = found.data, vote_of(explained)
+    probability, weight = found.data, weight_of(explained)
     agreement = dice(mask_from(probability), mask_from(coarsened(propagated, found)))
-    if not vote or agreement < AGREED:
+    if not weight or agreement < AGREED:
         return found, 0.0
-    votes = vote * (1 + vote)
-    weight = votes / (1 + votes)
     if propagated.data.shape != probability.shape:
         probability = halve(torch.from_numpy(probability)[None, None])[0, 0].numpy()
     joined = np.float32(1 - weight) * probability + np.float32(weight) * propagated.data

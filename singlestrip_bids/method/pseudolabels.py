@@ -25,7 +25,7 @@ from .classes import Source
 from .inference import mask_from, predict
 from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
-from .propagation import coarsened, propagate_labels
+from .propagation import coarsened, propagate_labels, weight_of
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -97,7 +97,10 @@ Look = Callable[[Conformed, Mask], Doubt | None]
 
 
 def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
-    """Make the function that guesses a scan's mask by network, by registration or by consensus."""
+    """Make the function that guesses a scan's mask by network, by registration or by consensus.
+
+    The consensus weighs them scan by scan, as at masking: see `weight_of`.
+    """
 
     def by_network(conformed: Conformed) -> NDArray[np.float32]:
         return as_memory_allows(
@@ -108,12 +111,14 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
             return Guess(mask_from(by_network(conformed)))
-        second = coarsened(propagate_labels(sources, conformed, trainer.runtime)[0], conformed)
+        fine, explained = propagate_labels(sources, conformed, trainer.runtime)
+        second = coarsened(fine, conformed)
         propagated = mask_from(second)
         if way == "registration":
             return Guess(propagated, propagated)
         first = by_network(conformed)
-        consensus = mask_from(np.float32(0.5) * (first + second))
+        weight = np.float32(weight_of(explained))
+        consensus = mask_from((1 - weight) * first + weight * second)
         return Guess(consensus, propagated, dice(mask_from(first), propagated))
 
     return guess
