@@ -56,19 +56,24 @@ def ageing(results: Path) -> Figure:
 
 def heads(results: Path) -> Figure:
     """Draw the real heads, by contrast, those with undercutting references apart."""
-    ours = read(results, "heads-quick-expected")["scans"]
-    before = read(results, "heads-quick")["sl1_alone"]["scans"]
-    finer = read(results, "heads-standard-network")["scans"]
+    ours = read(results, "heads")["rows"]
     others = read(results, "heads-peers")["rows"]
     scored = {row["scan"] for row in others}
-    sets: dict[str, Rows] = {
-        "singlestrip-bids quick, one label": [row for row in ours if row["scan"] in scored],
-        "SL-1 of quick, the same label": [row for row in before if row["scan"] in scored],
-        "ANTs 2 mm, the same label": [row for row in others if row["tool"] == "ants-2mm"],
-        "deepbet, 568 labels": [row for row in others if row["tool"] == "deepbet"],
-        "niimath, no label": [row for row in others if row["tool"] == "niimath"],
-        "singlestrip-bids standard, 4,000 steps": [r for r in finer if r["scan"] in scored],
+    arms = {
+        "SSL": "singlestrip-bids quick, one label",
+        "SSL: network": "its network",
+        "SSL: label": "its propagated label",
     }
+    tools = {
+        "ants-2mm": "ANTs 2 mm, the same label",
+        "deepbet": "deepbet, 568 labels",
+        "niimath": "niimath, no label",
+    }
+    sets: dict[str, Rows] = {
+        label: [row for row in ours if row["arm"] == arm and row["scan"] in scored]
+        for arm, label in arms.items()
+    }
+    sets |= {label: [r for r in others if r["tool"] == tool] for tool, label in tools.items()}
     groups = ("T1w", "T2w", "FLAIR", UNDERCUT)
     figure, axes = _figure(8, 3.4)
     for place, (label, rows) in enumerate(sets.items()):
