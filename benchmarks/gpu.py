@@ -23,7 +23,7 @@ from benchmarks import pace, record
 from benchmarks.speed import table
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.machine.runtime import OUT_OF_MEMORY, Runtime, start
-from singlestrip_bids.method.losses import segmentation_loss
+from singlestrip_bids.method.losses import images_of, segmentation_loss
 from singlestrip_bids.method.slabs import forward_in_slabs
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ def _pinned(images: torch.Tensor, machine: Runtime) -> torch.Tensor:
 def waits(machine: Runtime, preset: str) -> Row:
     """Count how often the host waits for a GPU in a step before the loss is looked at."""
     network, origins, method = pace.task(preset, machine)
-    loss = segmentation_loss(machine, origins, method.size, method.synthesis)
+    loss = segmentation_loss(machine, images_of(origins, method.size, method.synthesis))
     generators = [machine.generator(n) for n in range(method.training.batch_size)]
     gpu = machine.device.type == "cuda"
     with warnings.catch_warnings(record=True) as caught:

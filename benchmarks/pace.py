@@ -21,7 +21,7 @@ from singlestrip_bids.config import PRESETS, MethodConfig
 from singlestrip_bids.machine import processes
 from singlestrip_bids.machine.runtime import Runtime, start
 from singlestrip_bids.method.classes import Source, source
-from singlestrip_bids.method.losses import segmentation_loss, soft_dice
+from singlestrip_bids.method.losses import images_of, segmentation_loss, soft_dice
 from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.synthesis import training_batch
 from singlestrip_bids.method.training import fit
@@ -73,7 +73,7 @@ def split(preset: str, steps: int, machine: Runtime, batch: int | None = None) -
 def whole(preset: str, steps: int, machine: Runtime, batch: int | None = None) -> Row:
     """Time the app's own loop; of several processes the first one returns the result."""
     network, origins, method = task(preset, machine)
-    loss = segmentation_loss(machine, origins, method.size, method.synthesis)
+    loss = segmentation_loss(machine, images_of(origins, method.size, method.synthesis))
     training = replace(method.training, batch_size=batch or method.training.batch_size)
     seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -22,10 +22,18 @@ SUFFIXES = (
     *("M0map", "cbv", "ADC", "FA", "colFA", "expADC", "trace"),
 )
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
+INITS = ("random", "phantom")  # weights with which a training can begin
 PSEUDO_LABELS = ("network", "registration", "consensus")  # ways to the first of them
+
+PHANTOM = Path(__file__).parent / "phantom"  # the model that ships with the app, and its name
 
 Filters = Mapping[str, Mapping[str, tuple[str | None, ...]]]  # conditions: by suffix, entity
 Settings = TypeVar("Settings")
+
+
+def model_folder(given: str | Path) -> Path:
+    """Return where a model lies; the word ``phantom`` stands for the one that ships."""
+    return PHANTOM if str(given) == PHANTOM.name else Path(given)
 
 
 def _require(fact: bool, what: str) -> None:
@@ -146,6 +154,7 @@ class MethodConfig:
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-label
     warm_start: bool = True  # a round starts from the network before it (False: from a new one)
+    init: str = "random"  # weights with which SL-1 begins; or those of "phantom"
     trials: int = 60  # corrupted copies, of the label and of unlabelled scans each
     seed: int = 0
 
@@ -159,6 +168,7 @@ class MethodConfig:
         _require(0 <= self.rounds <= 9, "rounds is between 0 and 9")
         _require(self.top_k is None or self.top_k >= 1, "top_k is 1 or more")
         _require(self.pseudo_labels in PSEUDO_LABELS, f"pseudo_labels is one of {PSEUDO_LABELS}")
+        _require(self.init in INITS, f"init is one of {INITS}")
         _require(self.copies >= 1, "copies is 1 or more")
         _require(self.trials >= 4, "trials is 4 or more")
 

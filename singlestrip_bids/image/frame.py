@@ -16,6 +16,7 @@ from .head import find_noise, head_width, relative_size
 from .masks import Mask, box, millilitres
 from .nifti import Image
 
+FITTINGS = 2  # measurements of a head whose size is not known: the first one is coarse
 LARGEST = 16  # times the least grid's voxels: no grid gets larger for a head that looks small
 
 
@@ -35,11 +36,15 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
 
 @dataclass(frozen=True)
 class Frame:
-    """How a model sees heads: those of the label's size on its grid, others finer or coarser."""
+    """How a model sees heads: those of the label's size on its grid, others finer or coarser.
+
+    If ``fitted`` there is no such size, and every head comes to the same width.
+    """
 
     grid: Grid  # on which the labelled head is seen
     brain_ml: float  # volume of the labelled brain
     head_width: float  # of the labelled head, in voxels of the grid
+    fitted: bool = False  # whether the size of a head says nothing
 
     @classmethod
     def around(
@@ -73,6 +78,8 @@ class Frame:
 
     def conform(self, image: Image) -> Conformed:
         """Bring a scan to the model's grid, intensities to [0, 1]."""
+        if self.fitted:
+            return self._fit(image)
         conformed = conform_image(image, self.grid)
         noise = find_noise(image, conformed, self.grid)
         ratio = relative_size(conformed, self.head_width, noise)
@@ -80,6 +87,19 @@ class Frame:
         if ratio == 1 or (ratio < 1 and _too_large(image, finer)):
             return conformed
         return conform_image(image, finer)
+
+    def _fit(self, image: Image) -> Conformed:
+        """Bring a head of any size to the same width; first its field of view fills the grid."""
+        grid = replace(self.grid, voxel_size=float(np.max(image.data.shape * image.sizes)))
+        grid = replace(grid, voxel_size=grid.voxel_size / grid.size)
+        for _ in range(FITTINGS):
+            conformed = conform_image(image, grid)
+            width, _ = head_width(conformed, find_noise(image, conformed, grid))
+            finer = replace(grid, voxel_size=grid.voxel_size * width / self.head_width)
+            if not width or _too_large(image, finer):
+                return conformed
+            grid = finer
+        return conform_image(image, grid)
 
 
 def _too_large(image: Image, grid: Grid) -> bool:

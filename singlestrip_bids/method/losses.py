@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from ..machine.runtime import Runtime
 from .classes import Source
 from .synthesis import on_host, training_batch
 from .training import Loss
+
+Example = tuple[Tensor, Tensor]  # an image and its target, (1, 1, n, n, n) in [0, 1], both
 
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
@@ -39,14 +41,20 @@ def reconstruction_loss(probability: Tensor, onehot: Tensor) -> Tensor:
     return soft_dice(probability[:, 1:], onehot[:, 1:]) + F.mse_loss(probability, onehot)
 
 
-def segmentation_loss(
-    runtime: Runtime, sources: Sequence[Source], size: int, synthesis: SynthesisConfig
-) -> Loss:
-    """Soft Dice on random images, one a generator; every mask is drawn equally often."""
+def images_of(
+    sources: Sequence[Source], size: int, synthesis: SynthesisConfig
+) -> Callable[[Generator], Example]:
+    """Make random images of labelled volumes, each equally often."""
 
-    def draw(generator: Generator) -> tuple[Tensor, Tensor]:
+    def draw(generator: Generator) -> Example:
         chosen = on_host(generator, "source").choice(sources)
         return training_batch(generator, [chosen], size, synthesis)
+
+    return draw
+
+
+def segmentation_loss(runtime: Runtime, draw: Callable[[Generator], Example]) -> Loss:
+    """Soft Dice on random images, one a generator."""
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
         images, targets = zip(*map(draw, generators), strict=True)

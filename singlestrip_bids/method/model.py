@@ -54,6 +54,11 @@ class Model:
     labels: tuple[Source, ...] = ()  # labelled scans to be propagated; none if that is not wanted
     usual: float | None = None  # expected Dice of unlabelled scans in the mean, if there were any
 
+    @property
+    def draft(self) -> bool:
+        """Whether its networks have seen phantoms alone, so that its masks are drafts."""
+        return bool(self.card.get("phantoms"))
+
     def mask(self, scan: str | Path | nib.Nifti1Image) -> Brain:
         """Find the brain in one scan.
 
@@ -267,7 +272,7 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
         grid = Grid(voxel_size, int(method["size"]), shape.multiple)
-        frame = Frame(grid, brain_ml, head_width)
+        frame = Frame(grid, brain_ml, head_width, fitted=bool(card.get("phantoms")))
         _check_numbers(calibration, frame)
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error

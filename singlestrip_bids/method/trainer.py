@@ -21,8 +21,8 @@ from .. import __version__
 from ..bids.derivatives import Derivatives
 from ..bids.label import Label
 from ..bids.scans import Scan
-from ..config import MethodConfig, RunConfig, TrainingConfig
-from ..errors import BadData, CannotCreate, IOFailed, ScanFailed
+from ..config import PHANTOM, MethodConfig, RunConfig, TrainingConfig
+from ..errors import BadData, CannotCreate, IOFailed, ScanFailed, Usage
 from ..image import nifti
 from ..image.frame import Frame
 from ..image.grid import Conformed, HalvedGrid, conform, conform_image
@@ -35,7 +35,7 @@ from . import model
 from .autoencoder import loss_over, schedule, slices
 from .classes import Source, class_map, source
 from .inference import AUGMENTED, predict
-from .losses import segmentation_loss
+from .losses import images_of, segmentation_loss
 from .networks import Autoencoder, Network, UNet
 from .training import Loss, fit, learning_rate, load_weights
 
@@ -205,9 +205,11 @@ def train_first(trainer: Trainer, sources: Sequence[Source], heads: Sequence[Sou
     ``heads`` are the labelled ``sources``, and those whose field of view was extended.
     """
     network, method = _new_network(trainer), trainer.method
-    loss = segmentation_loss(trainer.runtime, heads, method.size, method.synthesis)
-    extended = len(heads) > len(sources)
-    key = files.fingerprint(trainer.key, "continued") if extended else trainer.key
+    draw = images_of(heads, method.size, method.synthesis)
+    loss = segmentation_loss(trainer.runtime, draw)
+    special = ["continued"] if len(heads) > len(sources) else []
+    special += [method.init] if method.init != "random" else []
+    key = files.fingerprint(trainer.key, *special) if special else trainer.key
     key = trainer.train("sl1", network, loss, method.training, key, sources)
     return Trained("sl1", network, key)
 
@@ -230,8 +232,8 @@ def fine_tune(
     ``key`` is the fingerprint of the pseudo-labels.
     """
     method = trainer.method
-    synthesis = method.finetuning_synthesis
-    loss = segmentation_loss(trainer.runtime, [*sources, *pseudo], method.size, synthesis)
+    draw = images_of([*sources, *pseudo], method.size, method.finetuning_synthesis)
+    loss = segmentation_loss(trainer.runtime, draw)
     network = copy.deepcopy(before.network) if method.warm_start else _new_network(trainer)
     key = key if method.warm_start else files.fingerprint(key, "new")
     key = trainer.train(name, network, loss, method.finetuning, key, sources)
@@ -240,7 +242,14 @@ def fine_tune(
 
 def _new_network(trainer: Trainer) -> UNet:
     torch.manual_seed(mix_seed(trainer.method.seed, 0))
-    return UNet(trainer.method.network)
+    network = UNet(trainer.method.network)
+    if trainer.method.init == PHANTOM.name:
+        path = PHANTOM / f"{PHANTOM.name}.safetensors"
+        try:
+            load_weights(path, network, files.load_tensors(path)[0])
+        except BadData as error:
+            raise Usage("--init phantom goes with the network of --preset quick.") from error
+    return network
 
 
 LIMITS = 0.5, 0.8  # of the threshold; below one half, masks would grow

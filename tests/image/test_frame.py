@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import affine_of, axes, conformed_of, ellipsoid, seen_at
@@ -66,6 +68,19 @@ class TestFrame:
         assert seen.voxel_size == pytest.approx(zoom, rel=0.07)
         same = self.frame().conform(seen_at(ellipsoid(noise=0), 1.0))
         assert (seen.data > 0.2).sum() == pytest.approx((same.data > 0.2).sum(), rel=0.2)
+
+    @pytest.mark.parametrize("voxel_size", [0.1, 1.0, 4.0])
+    @pytest.mark.parametrize("zoom", [0.6, 1.0])
+    def test_fitted_every_head_comes_to_the_same_width(self, voxel_size, zoom):
+        frame = replace(self.frame(), fitted=True, head_width=20.0)
+        seen = frame.conform(seen_at(ellipsoid(zoom), voxel_size))
+        assert head_width(seen)[0] == pytest.approx(20, abs=1.5)
+        assert min(seen.data.shape) >= 32
+
+    def test_fitted_without_a_head_the_field_of_view_fills_the_grid(self):
+        frame = replace(self.frame(), fitted=True)
+        seen = frame.conform(seen_at(np.zeros((40, 48, 64), np.float32), 2.0))
+        assert seen.voxel_size == pytest.approx(64 * 2 / 32)
 
     def test_a_bright_spot_makes_no_grid_too_large_for_the_memory(self):
         spot = ellipsoid(0.2, noise=0)

@@ -15,7 +15,7 @@ from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method import training
 from singlestrip_bids.method.autoencoder import loss_over
 from singlestrip_bids.method.classes import Source
-from singlestrip_bids.method.losses import segmentation_loss
+from singlestrip_bids.method.losses import images_of, segmentation_loss
 from singlestrip_bids.method.networks import Autoencoder, UNet
 
 METHOD = sloppy(PRESETS["quick"])
@@ -60,7 +60,7 @@ def segmentation():
     volume = torch.rand(1, 1, 40, 40, 40, device=ELSEWHERE)
     origin = Source(volume, volume, volume, torch.rand(3, device=ELSEWHERE))
     machine = SimpleNamespace(autocast=nullcontext)  # there is none for meta tensors
-    loss = segmentation_loss(machine, [origin] * 3, METHOD.size, METHOD.synthesis)
+    loss = segmentation_loss(machine, images_of([origin] * 3, METHOD.size, METHOD.synthesis))
     return UNet(METHOD.network).to(ELSEWHERE), loss, 2
 
 
