@@ -61,10 +61,11 @@ def load_model(
     singlestrip_bids.errors.Usage
         There is no such device.
     """
+    from .config import model_folder
     from .machine.runtime import start
     from .method import model
 
-    return model.load(Path(folder), start(device, threads), propagation)
+    return model.load(model_folder(folder), start(device, threads), propagation)
 
 
 def train(

@@ -120,7 +120,8 @@ class _Steps:
         began = time.monotonic()
         brain = self.trained.find(read.image, read.conformed)
         seconds = read.seconds + time.monotonic() - began
-        return Masked(scan, brain, read.stamp, self.trained.card["network"], seconds)
+        network, draft = self.trained.card["network"], self.trained.draft
+        return Masked(scan, brain, read.stamp, network, seconds, draft)
 
     def write(self, scan: Scan, done: Masked | None) -> float | None:
         if done is None:

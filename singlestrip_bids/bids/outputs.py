@@ -48,6 +48,7 @@ class Masked:
     stamp: Mapping[str, str]  # checksums of model and scan: what the outputs are made of
     network: str  # file name of the network
     seconds: float  # how long reading and computing took
+    draft: bool = False  # whether the network has seen phantoms alone
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
     """Make the sidecar of a mask: with the Dice to be expected and what it is read from."""
     brain, image = done.brain, done.brain.image
     joined = brain.evidence.get("PropagatedWeight", 0) > 0
+    about = "Brain mask by a network trained from one labelled scan (SingleStrip)"
+    about += ", joined with the propagated label." if joined else "."
     fields: dict[str, Any] = {
         "Type": "Brain",
         **provenance(done.scan),
-        "Description": "Brain mask by a network trained from one labelled scan (SingleStrip)"
-        + (", joined with the propagated label." if joined else "."),
+        "Description": DRAFTED if done.draft else about,
         "Manual": False,
         "ExpectedDice": round(brain.expected_dice, 4),
         "ExpectedDiceInterval": [round(end, 4) for end in brain.interval],
@@ -94,6 +96,8 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
         "WorkingVoxelSizeMm": round(brain.rebuilt.voxel_size, 3),
         "Model": done.network,
     }
+    if done.draft:
+        fields["Draft"] = DRAFT
     if brain.out_of_memory:
         fields["OutOfMemory"] = f"The GPU's memory was full; computed {brain.out_of_memory}."
     if doubt := brain.orientation or ("" if image.is_placed else nifti.UNPLACED):
@@ -137,6 +141,8 @@ def _fmriprep_fields(done: Masked, request: Request) -> dict[str, Any]:
     return {**fields, "Description": fields["Description"] + about}
 
 
+DRAFTED = "Draft of a brain mask by a network trained on phantoms alone (after PUMBA)."
+DRAFT = "A draft: its network has seen no real image. Correct it before you use it."
 EXPECTED_DICE = (
     f"Dice overlap with a reader's mask that can be expected, and its {COVERAGE:.0%} "
     "interval: estimated without a second label, from corrupted copies of the labelled "
@@ -151,7 +157,7 @@ EVIDENCE = {
     "StrongContrastAgreement": "Mean Dice overlap of the mask with those of copies of the image "
     "in strongly different contrasts, every second one mirrored.",
     "PropagatedWeight": "Share of the label, as registration propagates it, in the probability of "
-    "which the mask is made, 0 to .5; the rest is the network's.",
+    "which the mask is made, 0 to 2/3; the rest is the network's.",
 }
 DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "

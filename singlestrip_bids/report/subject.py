@@ -48,7 +48,12 @@ NUMBERS = (
     "StrongContrastAgreement", "PropagatedWeight", "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
-SENTENCES = "OrientationDoubt", "Averaged", "OutOfMemory"  # fields that are remarks as they are
+SENTENCES = (
+    "Draft",
+    "OrientationDoubt",
+    "Averaged",
+    "OutOfMemory",
+)  # fields that are remarks as they are
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def write(
     own = {scan: why for scan, why in (failures or {}).items() if scan.startswith(f"{name}/")}
     try:
         rows = read_rows(out, subject, card, own)
-        label = card["brain_ml"] if card else None
+        label = card["brain_ml"] if card and not card.get("phantoms") else None
         crowds = {row.name: crowd(row.millilitres, volumes, label) for row in rows}
         page = render("subject.html", rows=rows, card=card, crowds=crowds, **page_values(name))
         files.write_text(out.page(name), page)
@@ -274,7 +279,7 @@ def _about_model(fields: Mapping[str, Any], card: Mapping[str, Any]) -> list[str
     """Compare a mask with the label and with the model on disk."""
     said = []
     share = fields.get("BrainVolumeMl", card["brain_ml"]) / card["brain_ml"]
-    if not VOLUMES[0] < share < VOLUMES[1]:
+    if not (card.get("phantoms") or VOLUMES[0] < share < VOLUMES[1]):
         said.append(f"The volume is {share:.1f} times that of the labelled brain.")
     if not _is_own(fields, card):
         said.append(
