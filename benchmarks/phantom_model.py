@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,13 @@ from singlestrip_bids.method import model
 from singlestrip_bids.method.classes import Source
 from singlestrip_bids.method.expected_dice import Calibration, line_through
 from singlestrip_bids.method.guard import Copy, Head, try_copies
-from singlestrip_bids.method.losses import Example, segmentation_loss
+from singlestrip_bids.method.losses import Example, images_of, segmentation_loss
 from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.phantoms import WIDTH, draw_phantom
-from singlestrip_bids.method.synthesis import training_batch
 from singlestrip_bids.method.trainer import Trained, Trainer, train_autoencoder
 
 NAME = "phantom"
-SHAPES, JUDGED = 40, 120  # phantoms of the autoencoder, and those of the calibration
+SEEN, SHAPES, JUDGED = 1500, 40, 120  # phantoms of network, autoencoder and calibration
 LEARNT, SHAPED, HELD_OUT = range(3)  # streams of phantoms that have none in common
 
 
@@ -57,12 +56,6 @@ def settings(steps: int, seed: int) -> MethodConfig:
     )
 
 
-def example(method: MethodConfig, generator: torch.Generator) -> Example:
-    """Draw a phantom and make an image of it."""
-    phantom = draw_phantom(generator, method.size)
-    return training_batch(generator, [phantom], method.size, method.synthesis)
-
-
 def train(work: Path, method: MethodConfig, published: bool, runtime: Runtime) -> Path:
     """Train both networks, calibrate them on phantoms held out, and write the card."""
     folder, size = work / "model", method.size
@@ -75,7 +68,12 @@ def train(work: Path, method: MethodConfig, published: bool, runtime: Runtime) -
     torch.manual_seed(mix_seed(method.seed, 0))
     network = UNet(method.network)
 
-    draw = partial(published_phantoms.example, size) if published else partial(example, method)
+    draw: Callable[[torch.Generator], Example]
+    if published:
+        draw = partial(published_phantoms.example, size)
+    else:
+        seen = [_phantom(trainer, LEARNT, number) for number in range(SEEN)]
+        draw = images_of(seen, size, method.synthesis)
     loss = segmentation_loss(runtime, draw)
     key = trainer.train(NAME, network, loss, method.training, key)
     heads = [Head(str(n), partial(_phantom, trainer, HELD_OUT, n)) for n in range(JUDGED)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from singlestrip_bids.method import model
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
+    counts = {"SEEN": 4, "SHAPES": 4}
     method = sloppy(phantom_model.settings(3, 0))
     method = replace(method, training=replace(method.training, steps=3))
     work = tmp_path_factory.mktemp("phantom")
-    return phantom_model.train(work, method, False, start("cpu"))
+    with patch.multiple(phantom_model, **counts):
+        return phantom_model.train(work, method, False, start("cpu"))
 
 
 def test_is_a_model_folder_like_any_other(tiny):
