@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import RunConfig, for_processes, method_for
+from .config import RunConfig, for_processes, method_for, model_folder
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 from .options import LEVELS, build_parser, refuse_gone
 
@@ -61,13 +61,19 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.set_defaults(**vars(earlier.parse_args([*places, *options])))
         arguments = parser.parse_args(words)
     arguments.levels = [level for level in LEVELS if level in arguments.levels]
-    if arguments.suggest_label and arguments.levels != ["group"]:
-        raise Usage("--suggest-label goes with the group level alone: there is no model yet.")
+    if (before := before_training(arguments)) and arguments.levels != ["group"]:
+        raise Usage(f"{before} goes with the group level alone: there is no model yet.")
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
             setattr(arguments, name, value.absolute())
     arguments.derivatives = [path.absolute() for path in arguments.derivatives]
     return arguments
+
+
+def before_training(arguments: argparse.Namespace) -> str:
+    """Name the option, if any, that makes of the group level what comes before a label."""
+    names = {"--suggest-label": arguments.suggest_label, "--draft-label": arguments.draft_label}
+    return next((name for name, given in names.items() if given), "")
 
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
@@ -102,7 +108,8 @@ def _levels(
     code = 0
     with runtime.stopping_on_sigterm():
         for level in config.levels:
-            together = level == "group" and not (arguments.suggest_label or arguments.reports_only)
+            alone = before_training(arguments) or arguments.reports_only
+            together = level == "group" and not alone
             if not (together or machine.main):
                 continue
             try:
@@ -139,6 +146,10 @@ def _end(error: Exception, log_dir: Path | None) -> int:
 
 def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, Runtime], None]:
     """Say what a level does; no other is imported."""
+    if arguments.draft_label:
+        from . import draft
+
+        return draft.run
     if arguments.suggest_label:
         from . import suggest
 
@@ -155,7 +166,8 @@ def _work_of(level: str, arguments: argparse.Namespace) -> Callable[[RunConfig, 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options by their long names, without what is given anew in each call."""
     anew = ["bids_dir", "output_dir", "levels", "config_file", "verbose", "reports_only"]
-    return {n: v for n, v in vars(arguments).items() if n not in [*anew, "suggest_label"]}
+    anew += ["suggest_label", "draft_label"]
+    return {n: v for n, v in vars(arguments).items() if n not in anew}
 
 
 def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
@@ -171,7 +183,9 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     begun = out.model_dir if training else None
     arguments.preset = arguments.preset or suited_preset(machine, begun)
     run_id, *_ = machine.gather(runlog.new_run_id())
-    given = {name: getattr(arguments, name) for name in ("rounds", "pseudo_labels", "top_k")}
+    given = {
+        name: getattr(arguments, name) for name in ("rounds", "pseudo_labels", "top_k", "init")
+    }
     method = method_for(
         arguments.preset, arguments.set, arguments.sloppy, seed=arguments.random_seed, **given
     )
@@ -179,7 +193,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
         LOG.info("Batches are raised to %d images, one for each process.", machine.world)
     filter_file = arguments.bids_filter_file
     same = (
-        *("bids_dir", "output_dir", "label_mask", "model", "work_dir", "border_mm"),
+        *("bids_dir", "output_dir", "label_mask", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
         *("stop_on_first_crash", "low_mem", "ratings"),
     )
@@ -194,6 +208,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
         filters=filters.read(filter_file) if filter_file else {},
         database=arguments.bids_database_dir,
         log_dir=out.log_dir(run_id),
+        model=arguments.model and model_folder(arguments.model),
         propagation=not arguments.no_propagation,
         **plain,
     )

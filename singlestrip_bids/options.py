@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .config import ALL_MODALITIES, ANATOMICAL, OUTPUTS, PRESETS, PSEUDO_LABELS
+from .config import ALL_MODALITIES, ANATOMICAL, INITS, OUTPUTS, PHANTOM, PRESETS, PSEUDO_LABELS
 from .errors import Usage
 
 LEVELS = ("group", "participant")
@@ -54,6 +54,11 @@ def _positive_int(text: str) -> int:
 
 
 _positive_int.__name__ = "positive int"  # in messages
+
+
+def _model(text: str) -> Path | str:
+    """Take a folder, or the name of the model that ships with the app."""
+    return text if text == PHANTOM.name else Path(text)
 
 
 def _fraction(text: str) -> float:
@@ -139,6 +144,11 @@ def build_parser() -> Parser:
         "--suggest-label", action="store_true",
         help="train nothing, but compare scans and say which one is worth labelling",
     )  # fmt: skip
+    label.add_argument(
+        "--draft-label", action="store_true",
+        help="train nothing, but draft the mask of that scan and write label.html, a page in "
+        "which it is corrected",
+    )  # fmt: skip
 
     training = parser.add_argument_group("training (group)")
     training.add_argument(
@@ -155,6 +165,11 @@ def build_parser() -> Parser:
         "--pseudo-labels", choices=PSEUDO_LABELS, default=None,
         help="first masks of the unlabelled scans: by the network, as in the paper; by "
         f"registering the labelled scan; or by both (default: {QUICK.pseudo_labels})",
+    )  # fmt: skip
+    training.add_argument(
+        "--init", choices=INITS, default=None,
+        help="weights with which the first training begins: random ones, or those of the network "
+        f"that has seen phantoms (default: {QUICK.init})",
     )  # fmt: skip
     training.add_argument(
         "--top-k", type=_positive_int, metavar="K",
@@ -179,8 +194,9 @@ def build_parser() -> Parser:
 
     masking = parser.add_argument_group("masking (participant)")
     masking.add_argument(
-        "--model", type=Path, metavar="DIR",
-        help="code/singlestrip folder of an earlier group run (default: that of OUTPUT_DIR)",
+        "--model", type=_model, metavar="DIR",
+        help="code/singlestrip folder of an earlier group run, or the word phantom: drafts of "
+        "masks by a network that needs no label (default: that of OUTPUT_DIR)",
     )  # fmt: skip
     masking.add_argument(
         "--overwrite", action="store_true",

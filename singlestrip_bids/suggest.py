@@ -34,6 +34,7 @@ LOG = logging.getLogger("singlestrip_bids")
 CANDIDATES, TARGETS = 16, 6  # scans compared, and scans with which each is compared
 SIZE, MULTIPLE = 64, 8  # of the grid, in voxels
 SHOWN = 3
+TABLE = "suggestion.tsv"
 
 
 def run(config: RunConfig, runtime: Runtime) -> None:
@@ -46,25 +47,43 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     ScanFailed
         Some scans cannot be read; the others were compared.
     """
-    scans = spread(selected(config), CANDIDATES)
+    best, failed = compare(selected(config), config, runtime)
+    for place, (name, value) in enumerate(list(best.items())[:SHOWN], 1):
+        LOG.info("Label this one: %d. %s (likeness %+.3f).", place, name, value)
+    path = Derivatives(config.output_dir).model_dir / TABLE
+    LOG.info("All %d compared: %s. Look at the scan before you label it.", len(best), path)
+    complain(failed, len(best))
+
+
+def compare(
+    scans: Sequence[Scan], config: RunConfig, runtime: Runtime
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Compare scans from all over a selection and write the table.
+
+    Return the likeness of each, by its path in the dataset, the best first; and what went wrong.
+    Raises `NothingSelected` as `run`.
+    """
     failed: dict[str, str] = {}
-    heads = _read(scans, config, runtime, failed)
+    heads = _read(spread(scans, CANDIDATES), config, runtime, failed)
     if len(heads) < 2:
         raise NothingSelected(
             f"{config.bids_dir}: {len(heads)} scans can be compared; at least two are needed."
         )
     values = worth(_likenesses(heads))
-    best = sorted(values, key=lambda name: -values[name])
+    best = {name: values[name] for name in sorted(values, key=lambda name: -values[name])}
     out = Derivatives(config.output_dir)
     out.start(config.bids_dir)
-    path = out.model_dir / "suggestion.tsv"
-    files.write_tsv(path, [{"scan": name, "likeness": f"{values[name]:+.4f}"} for name in best])
-    for place, name in enumerate(best[:SHOWN], 1):
-        LOG.info("Label this one: %d. %s (likeness %+.3f).", place, name, values[name])
-    LOG.info("All %d compared: %s. Look at the scan before you label it.", len(best), path)
+    rows = [{"scan": name, "likeness": f"{value:+.4f}"} for name, value in best.items()]
+    files.write_tsv(out.model_dir / TABLE, rows)
+    return best, failed
+
+
+def complain(failed: Mapping[str, str], compared: int) -> None:
+    """Raise `ScanFailed` if scans could not be compared, and name them."""
     if failed:
         lines = "\n".join(f"  {line}" for line in failed.values())
-        raise ScanFailed(f"{len(failed)} of {len(scans)} scans were not compared:\n{lines}")
+        total = compared + len(failed)
+        raise ScanFailed(f"{len(failed)} of {total} scans were not compared:\n{lines}")
 
 
 def _read(

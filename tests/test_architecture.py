@@ -25,7 +25,7 @@ LAYERS = [
     {"bids"},
     {"method"},
     {"report"},
-    {"group", "participant", "suggest"},
+    {"draft", "group", "participant", "suggest"},
     {"options", "cli", "__init__", "__main__", "interfaces", "demo"},
 ]
 LONGEST = 50  # lines of a function, its docstring aside
