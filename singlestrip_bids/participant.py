@@ -22,8 +22,8 @@ from .machine.runlog import report_crash
 from .machine.runtime import Runtime, check_stop
 from .method import model
 from .method.model import Model
+from .report import editor, methods
 from .report import group as group_page
-from .report import methods
 from .report import subject as page
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -129,6 +129,8 @@ class _Steps:
         outputs.write(done, self.request)
         brain = done.brain
         page.draw(self.request.out, scan, brain.image, brain.voxels, brain.reconstruction)
+        doubtful = brain.expected_dice < page.LOW_DICE
+        editor.offer(self.request.out, scan, brain, self.request.config.bids_dir, doubtful)
         for old in outputs.outdated(done, self.request):
             LOG.warning(
                 "%s: of an earlier model than the mask; ask for it again, or remove it.", old

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,20 @@ from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
+from ..bids.derivatives import Derivatives
+from ..bids.scans import Scan
 from ..image import nifti
+from ..image.brain import Brain
 from ..image.masks import Mask
 from ..image.nifti import Image
 from ..machine import files
-from .subject import page_values
+from .subject import correction, page_values
 from .templates import folder, render
 
+LOG = logging.getLogger("singlestrip_bids")
+
+LABELS = Path("derivatives", "manual")  # within a dataset: where labels go
+FURTHER = "The corrected mask may become a further label: name its subject with --label-subject."
 WINDOW = 0.5, 99.5  # percentiles of the scan shown as black and white
 
 
@@ -55,6 +63,21 @@ def write(
 def _part(name: str) -> Markup:
     """Read a file of NiiVue, which goes into the page as it is."""
     return Markup((folder() / "niivue" / name).read_text(encoding="utf-8"))
+
+
+def offer(out: Derivatives, scan: Scan, brain: Brain, bids_dir: Path, doubtful: bool) -> None:
+    """Write the page in which a doubtful mask is corrected, and remove that of an earlier mask.
+
+    A failure is logged and nothing else.
+    """
+    path = correction(out, scan.relative)
+    try:
+        path.unlink(missing_ok=True)
+        if doubtful:
+            target = Derivatives(bids_dir / LABELS).mask(scan)
+            write(path, brain.image, brain.voxels, target.name, str(target.parent), FURTHER)
+    except Exception as error:  # the mask is there: a page is not worth losing it
+        LOG.warning("%s: its page for corrections could not be written (%r).", scan.path, error)
 
 
 def _facts(image: Image, mask: Mask) -> dict[str, Any]:

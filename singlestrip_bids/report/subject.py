@@ -298,8 +298,14 @@ def _places(out: Derivatives, scan: str) -> dict[str, Path]:
     return {d: out.figure(scan, d, e) for d, e in PICTURES.items()}
 
 
+def correction(out: Derivatives, scan: str) -> Path:
+    """Return where the page goes in which the mask of a scan is corrected."""
+    return out.figure(scan, "edit", ".html")
+
+
 def _pictures(out: Derivatives, scan: str) -> dict[str, str]:
-    found = {desc: out.address(path) for desc, path in _places(out, scan).items()}
+    places = {**_places(out, scan), "edit": correction(out, scan)}
+    found = {desc: out.address(path) for desc, path in places.items()}
     return {desc: address for desc, address in found.items() if address}
 
 
