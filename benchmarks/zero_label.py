@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import peers, record
 from benchmarks.peers import TOOLS, Tool
+from singlestrip_bids.bids.derivatives import Derivatives
 from singlestrip_bids.bids.scans import find_scans
 
 REFERENCES = Path("derivatives", "reference-masks")
@@ -44,7 +45,11 @@ def run(tools: Mapping[str, Tool], datasets: Sequence[Path], out: Path) -> dict[
     results: dict[str, Any] = {**record.facts(), "tools": {}, "rows": []}
     for dataset in datasets:
         references = dataset / REFERENCES
-        scans = find_scans(dataset, ["all"], [])
+        scans = [
+            scan
+            for scan in find_scans(dataset, ["all"], [])
+            if Derivatives(references).mask(scan).is_file()
+        ]
         found = peers.run(tools, scans, None, references, out / dataset.name)
         results["tools"] |= found["tools"]
         results["rows"] += [{**row, "dataset": dataset.name} for row in found["rows"]]

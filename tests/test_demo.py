@@ -170,8 +170,11 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
     assert (card["method"]["preset"], card["method"]["training"]["steps"]) == ("quick", 10)
     assert Image.open(tmp_path / "masks.jpg").width > 300
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "bids", "bids-truth", "masks.jpg", "singlestrip",
+        "bids", "bids-label", "bids-truth", "masks.jpg", "singlestrip",
     ]  # fmt: skip
+    assert "The draft has a Dice of 0." in said
+    assert (tmp_path / "singlestrip/label.html").is_file()
+    assert _files(tmp_path / "bids-label") == _files(tmp_path / "bids/derivatives")
     before = _files(tmp_path / "bids")
     assert demo.main(call) == 0
     assert "Painting" not in capsys.readouterr().out

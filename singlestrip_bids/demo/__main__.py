@@ -1,4 +1,4 @@
-"""The whole way on painted heads: dataset, group, participant, comparison with the truth.
+"""The whole way on painted heads: dataset, draft of a label, group, participant, comparison.
 
 ``python -m singlestrip_bids.demo OUT``; what is finished in OUT is not repeated.
 """
@@ -20,6 +20,7 @@ from .. import cli
 from ..bids.derivatives import Derivatives, sidecar_path
 from ..bids.scans import find_scans
 from ..config import method_for
+from ..draft import PAGE, draft_path
 from ..errors import SingleStripError
 from ..image import nifti
 from ..image.grid import Grid, conform, conform_image
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m singlestrip_bids.demo",
-        description="Paint heads, label one, mask all, and compare with the truth.",
+        description="Paint heads, draft and correct one label, mask all, compare with the truth.",
     )
     parser.add_argument("folder", type=Path, metavar="OUT", help="gets dataset, masks and picture")
     parser.add_argument("--subjects", type=int, default=10, metavar="N", help="heads, 2 or more")
@@ -57,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = ["steps=260", *args.set]
     bids_dir, out, picture = (args.folder / name for name in ("bids", "singlestrip", "masks.jpg"))
-    call = [str(bids_dir), str(out), "group", "participant", "--preset", "quick"]
-    call += ["--set", *settings]
+    call = [str(bids_dir), str(out), "group"]
+    training = [*call, "participant", "--preset", "quick", "--set", *settings]
     try:
         method_for("quick", settings)
         _paint(bids_dir, max(args.subjects, 2))
-        print(f"singlestrip-bids {' '.join(call)}", flush=True)
-        if code := cli.main(call):
+        if not (bids_dir / "derivatives").exists():
+            if code := _run([*call, "--draft-label", "--label-subject", "01"]):
+                return code
+            _correct(bids_dir, out)
+        if code := _run(training):
             return code
         rows = compare(bids_dir, out)
         files.write_bytes(picture, draw(rows))
@@ -75,14 +79,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run(call: Sequence[str]) -> int:
+    """Say a command and run it; return its exit code."""
+    print(f"singlestrip-bids {' '.join(call)}", flush=True)
+    return cli.main(call)
+
+
+def _correct(bids_dir: Path, out: Path) -> None:
+    """Put the truth where a person puts the corrected draft, and say how good the draft was."""
+    label = bids_dir.with_name("bids-label")
+    (truth,) = label.rglob("*_mask.nii.gz")
+    (scan,) = (bids_dir / "sub-01").rglob("*.nii.gz")
+    image, draft = nifti.load(scan), draft_path(Derivatives(out), truth.name)
+    masks = [nifti.load_mask(path, image) for path in (draft, truth)]
+    print(f"The draft has a Dice of {dice(*masks):.3f} with the truth, which takes its place now.")
+    print(f"To correct a draft yourself: {out / PAGE}", flush=True)
+    copy = shutil.copytree(label, bids_dir.with_name(".label"), dirs_exist_ok=True)
+    copy.rename(bids_dir / "derivatives")  # whole or not at all
+
+
 def _paint(bids_dir: Path, subjects: int) -> None:
-    """Make the dataset, whole or not at all, unless it is there."""
+    """Make the dataset without its label, whole or not at all, unless it is there."""
     making = bids_dir.with_name(".unfinished")
     if not bids_dir.exists():
         print(f"Painting {subjects} heads in {bids_dir} ...", flush=True)
         shutil.rmtree(making, ignore_errors=True)
         write_dataset(making / "bids", subjects)
-        for name in ("bids-truth", "bids"):
+        (making / "bids/derivatives").rename(making / "bids-label")
+        for name in ("bids-label", "bids-truth", "bids"):
             (making / name).rename(bids_dir.with_name(name))
         making.rmdir()
 
