@@ -198,7 +198,9 @@ def test_a_dataset_half_painted_is_painted_anew(tmp_path, monkeypatch):
     assert not (tmp_path / "bids").exists()
     monkeypatch.setattr(demo, "write_dataset", partial(write_dataset, spacing_scale=4))
     demo._paint(tmp_path / "bids", 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bids", "bids-truth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bids", "bids-label", "bids-truth",
+    ]  # fmt: skip
 
 
 def _row(name, kind, dice, expected, size=(30, 20)):
