@@ -19,7 +19,7 @@ from .classes import CLASSES, OUTSIDE, Source, source
 from .synthesis import voxel_indices
 
 WIDTH = 0.66  # of a head, left to right and back to front, as a share of the grid's edge
-AIR, FLUID, BONE, SKIN, CORD, EYE = 1, 2, 3, 4, 5, 6  # classes beyond the brain
+AIR, FLUID, BONE, SKIN, CORD, MUSCLE = 1, 2, 3, 4, 5, 6  # classes beyond the brain
 MATTER = (1 + OUTSIDE, CLASSES - 1)  # first and last class of the brain's own
 
 
@@ -99,11 +99,11 @@ def boxy(grid: Tensor, edges: Tensor, power: Tensor) -> Tensor:
 
 
 def _brain(draw: Draw, grid: Tensor, edges: Tensor) -> Tensor:
-    """Distance to the border of a brain: two halves or one, a cerebellum, a stem."""
+    """Distance to the border of a brain, at times with a cerebellum and a stem."""
     x, y, z = edges
     rough = draw.field(6, 10) * draw.between(0, 0.05) * edges.min()
     whole = boxy(grid, edges, draw.between(1.9, 3.0)) + rough
-    base = (-z * draw.between(0.35, 1.2) - grid[2]).clamp(min=-1e3)  # flat below, at times
+    base = -z * draw.between(0.35, 1.2) - grid[2]  # flat below, at times
     whole = torch.maximum(whole, base - draw.between(0, 0.5) * y * (grid[1] < 0))
     below = torch.stack([0 * x, -y * draw.between(0.3, 0.9), -z * draw.between(0.3, 0.9)])
     hind = ellipsoid(grid, below, edges * draw.three((0.4, 0.75), (0.25, 0.5), (0.3, 0.5)))
@@ -137,12 +137,10 @@ def _head(
 
 
 def _soft_tissue(draw: Draw, classes: Tensor) -> Tensor:
-    """Mix the classes of skin, fat and muscle at random: blobs that look like anything."""
-    blobs = draw.field(5, 9, 14)
-    for kind, low in ((BONE, 1.0), (FLUID, 1.3), (EYE, -9.0)):
-        some = (blobs > low) if low > 0 else (blobs < -draw.between(0.3, 1.5))
-        classes = torch.where(some & (classes == SKIN), torch.full_like(classes, kind), classes)
-    return classes
+    """Mix bone and muscle into the skin, in blobs."""
+    blobs, skin = draw.field(5, 9, 14), classes == SKIN
+    classes = torch.where(skin & (blobs > 1), BONE, classes)
+    return torch.where(skin & (blobs < -draw.between(0.3, 1.5)), MUSCLE, classes)
 
 
 def _organs(draw: Draw, classes: Tensor, grid: Tensor, edges: Tensor, head: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ def _organs(draw: Draw, classes: Tensor, grid: Tensor, edges: Tensor, head: Tens
     for side in (-1, 1):
         place = torch.stack([side * apart, front, height])
         parts.append((ellipsoid(grid, place, radius.expand(3)), FLUID, 0.8))
-    for kind in (AIR, AIR, AIR, BONE, EYE, CORD, SKIN):
+    for kind in (AIR, AIR, AIR, BONE, MUSCLE, CORD, SKIN):
         place = edges * draw.three((-1.2, 1.2), (-1.2, 1.6), (-1.8, 0.2))
         lump = ellipsoid(grid, place, edges.min() * draw.three(*[(0.06, 0.35)] * 3))
         parts.append((lump, kind, 0.6))
