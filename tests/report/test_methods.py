@@ -124,6 +124,7 @@ RUNS = {
     "full": ({**CARD, "method": PRESETS["full"].to_dict()}, scores(4), masks(0.9)),
     "no pool": (alone(), [], masks(0.9)),
     "phantoms": (phantoms(), [], masks(0.9)),
+    "begun with phantoms": (changed(init="phantom"), scores(4), masks(0.9)),
     "refused": (refused(), scores(4), masks(0.9, 0.95)),
 }
 
