@@ -12,6 +12,7 @@ from .config import PHANTOM, RunConfig
 from .errors import NothingSelected, ScanFailed
 from .image import nifti
 from .image.masks import Mask
+from .image.nifti import Image
 from .machine.runtime import Runtime
 from .method import model
 from .report import editor
@@ -43,7 +44,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     image = nifti.load(scan.path)
     target = Derivatives(config.bids_dir / editor.LABELS).mask(scan)
     page = config.output_dir / PAGE
-    mask = _draft(scan, runtime)
+    mask = _draft(image, runtime)
     if mask is not None:  # for those who correct it in another program
         nifti.save(draft_path(out, target.name), nifti.mask_image(mask, image.nifti))
     editor.write(page, image, mask, target.name, str(target.parent))
@@ -69,10 +70,11 @@ def draft_path(out: Derivatives, name: str) -> Path:
     return out.model_dir / "draft" / name
 
 
-def _draft(scan: Scan, runtime: Runtime) -> Mask | None:
+def _draft(image: Image, runtime: Runtime) -> Mask | None:
     """Draft the mask of a scan by the model of phantoms; None if that finds no brain."""
+    trained = model.load(PHANTOM, runtime)
     try:
-        return model.load(PHANTOM, runtime).mask(scan.path).voxels
+        return trained.find(image, trained.frame.conform(image)).voxels
     except ScanFailed:
-        LOG.warning("%s: no brain was found to start from; the page begins empty.", scan.path)
+        LOG.warning("%s: no brain was found to start from; the page begins empty.", image.path)
         return None

@@ -49,6 +49,7 @@ def test_masks_without_a_label_or_a_training(heads, drafted):
         fields = json.loads(sidecar_path(path).read_text())
         assert fields["Description"].startswith("Draft of a brain mask")
         assert "Correct it" in fields["Draft"]
+        assert "phantoms alone" in fields["ExpectedDiceDescription"]
     assert not (drafted / "code/singlestrip/model.json").exists()
 
 

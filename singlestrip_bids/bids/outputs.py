@@ -85,7 +85,7 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
         "Manual": False,
         "ExpectedDice": round(brain.expected_dice, 4),
         "ExpectedDiceInterval": [round(end, 4) for end in brain.interval],
-        "ExpectedDiceDescription": EXPECTED_DICE,
+        "ExpectedDiceDescription": EXPECTED_OF_DRAFT if done.draft else EXPECTED_DICE,
     }
     for name, about in EVIDENCE.items():
         if name not in brain.evidence:
@@ -149,9 +149,14 @@ EXPECTED_DICE = (
     "scan and, where there are any, from unlabelled scans and corrupted copies of them "
     "under the label that registration carried over."
 )
+EXPECTED_OF_DRAFT = (
+    f"Dice overlap with a reader's mask that can be expected, and its {COVERAGE:.0%} interval: "
+    "learnt on corrupted phantoms alone. On real scans it may promise too much."
+)
 EVIDENCE = {
     "QualityScore": "Dice overlap of the mask with its reconstruction by an autoencoder that "
-    "knows the label's shape alone; 1 is best. A rank, not an estimate of accuracy.",
+    "knows the shape of the label alone, or of phantoms; 1 is best. A rank, not an estimate of "
+    "accuracy.",
     "MildContrastAgreement": "Mean Dice overlap of the mask with those of copies of the image in "
     "mildly different contrasts, every second one mirrored.",
     "StrongContrastAgreement": "Mean Dice overlap of the mask with those of copies of the image "
