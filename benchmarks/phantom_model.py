@@ -1,7 +1,6 @@
 """Train the model that ships with the app: a network that has seen phantoms alone.
 
-Usage: ``python -m benchmarks.phantom_model WORK [--steps 9000] [--seed 0]
-[--published]``. It goes on where it
+Usage: ``python -m benchmarks.phantom_model WORK [--steps 9000] [--seed 0]``. It goes on where it
 was stopped. The finished model, its weights in half precision, lies in WORK/model; copy it to
 ``singlestrip_bids/phantom``.
 """
@@ -18,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import published_phantoms
 from singlestrip_bids.config import PRESETS, MethodConfig, SynthesisConfig, TrainingConfig
 from singlestrip_bids.image.frame import Frame
 from singlestrip_bids.image.grid import Grid
@@ -56,22 +54,28 @@ def settings(steps: int, seed: int) -> MethodConfig:
     )
 
 
-def train(work: Path, method: MethodConfig, published: bool, runtime: Runtime) -> Path:
-    """Train both networks, calibrate them on phantoms held out, and write the card."""
+def train(
+    work: Path,
+    method: MethodConfig,
+    runtime: Runtime,
+    draw: Callable[[torch.Generator], Example] | None = None,
+    width: float = WIDTH,
+) -> Path:
+    """Train both networks, calibrate them on phantoms held out, and write the card.
+
+    Examples are images of the app's phantoms, or what ``draw`` gives, whose heads take a share
+    ``width`` of the grid.
+    """
     folder, size = work / "model", method.size
-    width = size * (published_phantoms.HEAD if published else WIDTH)
-    frame = Frame(Grid(1.0, size, method.network.multiple), 1.0, width, fitted=True)
-    key = files.fingerprint(NAME, method.to_dict(), published)
+    frame = Frame(Grid(1.0, size, method.network.multiple), 1.0, width * size, fitted=True)
+    key = files.fingerprint(NAME, method.to_dict(), width)
     trainer = Trainer(folder, work / "unfinished", method, frame, runtime, key)
     shapes = [_phantom(trainer, SHAPED, number) for number in range(SHAPES)]
     autoencoder = train_autoencoder(trainer, shapes)
     torch.manual_seed(mix_seed(method.seed, 0))
     network = UNet(method.network)
 
-    draw: Callable[[torch.Generator], Example]
-    if published:
-        draw = partial(published_phantoms.example, size)
-    else:
+    if draw is None:
         seen = [_phantom(trainer, LEARNT, number) for number in range(SEEN)]
         draw = images_of(seen, size, method.synthesis)
     loss = segmentation_loss(runtime, draw)
@@ -133,11 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--published", action="store_true", help="with PUMBA's phantoms")
     given = parser.parse_args(argv)
     start_logging(0)
     method = settings(given.steps, given.seed)
-    print(train(given.work, method, given.published, start("auto")))
+    print(train(given.work, method, start("auto")))
     return 0
 
 

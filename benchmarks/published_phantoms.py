@@ -16,8 +16,12 @@ from singlestrip_bids.config import SynthesisConfig
 from singlestrip_bids.method.losses import Example
 from singlestrip_bids.method.phantoms import Draw, ellipsoid
 from singlestrip_bids.method.synthesis import (
+    acquire,
     draw_affine,
+    draw_appearance,
+    field_of_view,
     integrate,
+    look_up,
     normalise,
     sample,
     voxel_indices,
@@ -27,8 +31,27 @@ EDGE = 128  # voxels of the published grid
 HEAD = 122.5 / EDGE  # width of a phantom's head, of the grid's edge
 
 
-def example(size: int, generator: Generator) -> Example:
-    """Draw a phantom of ``size`` voxels an edge: its image and its target, (1, 1, n, n, n)."""
+def example(size: int, generator: Generator, border: int = 3) -> Example:
+    """Draw a phantom of ``size`` voxels an edge: its image and its target, (1, 1, n, n, n).
+
+    The published boundary is thick on both sides, so that the target is dilated by a cube of
+    ``border`` voxels; 1 leaves it as it is.
+    """
+    image, mask = shapes(size, generator)
+    return normalise(image), F.max_pool3d(mask, border, 1, border // 2)
+
+
+def imaged(size: int, synthesis: SynthesisConfig, generator: Generator) -> Example:
+    """Draw a phantom as published; remap and acquire it as the app does its own."""
+    image, mask = shapes(size, generator)
+    appearance = draw_appearance(generator, 1, size, synthesis)
+    inside = torch.ones_like(mask)
+    image = acquire(look_up(image, appearance.remap), inside, appearance)
+    return image, mask * field_of_view(appearance.crop, size)
+
+
+def shapes(size: int, generator: Generator) -> Example:
+    """Draw a published phantom: its image as painted, and its brain, (1, 1, n, n, n)."""
     draw, scale = Draw(generator, size), size / EDGE
     grid = voxel_indices((size,) * 3, generator.device)[0] - (size - 1) / 2
     head = draw.three(*[(120, 125)] * 3)
@@ -45,8 +68,7 @@ def example(size: int, generator: Generator) -> Example:
     image = _holes(draw, image, grid, scale)
     both = torch.stack([image, inside[2].float()])[None]
     image, mask = _deformed(draw, both, grid).split(1, 1)
-    target = F.max_pool3d(mask, 3, 1, 1)  # the boundary is thick on both sides
-    return normalise(image), target
+    return image.clamp(0, 1), mask
 
 
 def _octants(draw: Draw, grid: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import peers, record
 from benchmarks.peers import TOOLS, Tool
 from singlestrip_bids.bids.derivatives import Derivatives
-from singlestrip_bids.bids.scans import find_scans
+from singlestrip_bids.bids.scans import Scan, find_scans
 
 REFERENCES = Path("derivatives", "reference-masks")
 ANIMALS = ("sub-chimpanzee", "sub-dog", "sub-macaque")
@@ -40,17 +40,19 @@ def kind(row: Mapping[str, Any]) -> str:
     return str(row["contrast"])
 
 
+def scans_of(dataset: Path) -> list[tuple[Scan, Path]]:
+    """Find the scans that have a reference, and these."""
+    references = Derivatives(dataset / REFERENCES)
+    pairs = [(scan, references.mask(scan)) for scan in find_scans(dataset, ["all"], [])]
+    return [(scan, mask) for scan, mask in pairs if mask.is_file()]
+
+
 def run(tools: Mapping[str, Tool], datasets: Sequence[Path], out: Path) -> dict[str, Any]:
     """Mask and score all scans with a reference, tool by tool."""
     results: dict[str, Any] = {**record.facts(), "tools": {}, "rows": []}
     for dataset in datasets:
-        references = dataset / REFERENCES
-        scans = [
-            scan
-            for scan in find_scans(dataset, ["all"], [])
-            if Derivatives(references).mask(scan).is_file()
-        ]
-        found = peers.run(tools, scans, None, references, out / dataset.name)
+        scans = [scan for scan, _ in scans_of(dataset)]
+        found = peers.run(tools, scans, None, dataset / REFERENCES, out / dataset.name)
         results["tools"] |= found["tools"]
         results["rows"] += [{**row, "dataset": dataset.name} for row in found["rows"]]
     return results

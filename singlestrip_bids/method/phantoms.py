@@ -19,6 +19,7 @@ from .classes import CLASSES, OUTSIDE, Source, source
 from .synthesis import voxel_indices
 
 WIDTH = 0.66  # of a head, left to right and back to front, as a share of the grid's edge
+HUMAN = 0.6  # share of heads in which the brain is large and the face short
 AIR, FLUID, BONE, SKIN, CORD, MUSCLE = 1, 2, 3, 4, 5, 6  # classes beyond the brain
 MATTER = (1 + OUTSIDE, CLASSES - 1)  # first and last class of the brain's own
 
@@ -70,7 +71,7 @@ def draw_phantom(generator: Generator, size: int) -> Source:
     """
     draw = Draw(generator, size)
     half = WIDTH * size / 2
-    human = draw.chance(0.6)
+    human = draw.chance(HUMAN)
     share = human * draw.between(0.78, 0.97) + (1 - human) * draw.between(0.4, 0.85)
     grid = voxel_indices((size,) * 3, generator.device)[0] - (size - 1) / 2
     grid = grid + torch.stack([draw.field(3, 5) for _ in range(3)]) * draw.between(0, 0.05) * half

@@ -23,7 +23,7 @@ def tiny(tmp_path_factory):
     method = replace(method, training=replace(method.training, steps=3))
     work = tmp_path_factory.mktemp("phantom")
     with patch.multiple(phantom_model, **counts):
-        return phantom_model.train(work, method, False, start("cpu"))
+        return phantom_model.train(work, method, start("cpu"))
 
 
 def test_is_a_model_folder_like_any_other(tiny):
