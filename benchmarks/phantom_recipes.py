@@ -1,8 +1,8 @@
 """What each change to PUMBA's recipe gives: networks trained alike, on phantoms of several kinds.
 
-Usage: ``python -m benchmarks.phantom_recipes WORK OUT DATASET [DATASET ...] [--steps 1500]``. Every
-scan with a mask in ``derivatives/reference-masks`` of its dataset is masked and scored. It writes
-OUT.json and OUT.md; finished networks are not trained again.
+Usage: ``python -m benchmarks.phantom_recipes WORK OUT DATASET [DATASET ...] [--steps 1500]``.
+Every scan with a mask in ``derivatives/reference-masks`` of its dataset is masked and scored. It
+writes OUT.json and OUT.md; finished networks are not trained again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run(work: Path, datasets: Sequence[Path], steps: int, out: Path) -> dict[str
     for name, recipe in RECIPES.items():
         draw = recipe.draw and recipe.draw(method)
         folder = work / name.replace(" ", "-").replace(",", "")
-        with patch.multiple(phantoms, **recipe.changes), patch.multiple(phantom_model, **QUICK):
+        with patch.dict(vars(phantoms), recipe.changes), patch.dict(vars(phantom_model), QUICK):
             model = phantom_model.train(folder, method, start("cpu"), draw, recipe.width)
         results["tools"][name] = {}
         results["rows"] += [{"tool": name, **row} for row in _scores(model, datasets)]
