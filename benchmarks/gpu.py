@@ -61,7 +61,7 @@ def masking(machine: Runtime, preset: str, batch: int, compiled: bool, repeats: 
 
     def forward(image: torch.Tensor) -> torch.Tensor:
         if machine.slab is not None:
-            return forward_in_slabs(network, image, machine.slab)
+            return next(forward_in_slabs(network, image, machine.slab))
         logits: torch.Tensor = network(image)
         return logits
 

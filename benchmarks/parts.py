@@ -41,7 +41,7 @@ def mask_apart(model: Model, scans: Sequence[Scan], out: Path) -> None:
         image = nifti.load(scan.path)
         conformed = model.frame.conform(image)
         seen = segment(model.network, model.autoencoder, conformed, model.runtime)
-        propagated, _ = propagate_labels(model.labels, conformed, model.runtime)
+        propagated = propagate_labels(model.labels, conformed, model.runtime).mask
         voices = replace(conformed, data=seen.probability), propagated
         for name, voice in zip(PARTS, voices, strict=True):
             mask = restore_mask(voice.data, voice.affine, image)

@@ -161,10 +161,9 @@ def stages(work: Path, scan: Path, folder: Path) -> list[Row]:
     machine = trained.runtime
     image = clock("read", lambda: nifti.load(scan))
     placed = clock("conform", lambda: trained.frame.conform(image))
-    seen, *_ = clock(
-        "network, four times",
-        lambda: inference.predict_and_compare(trained.network, placed, machine),
-    )
+    seen = clock(
+        "network, four times", lambda: inference.compare(trained.network, placed, machine)
+    ).view.brain
     found = clock("clean on the model's grid", lambda: inference.mask_from(seen))
     _, rebuilt = clock("autoencoder", lambda: shape_score(trained.autoencoder, found, machine))
     native = clock("to the scan's grid, clean", lambda: restore_mask(seen, placed.affine, image))

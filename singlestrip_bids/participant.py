@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .bids import fmriprep, outputs
 from .bids.derivatives import Derivatives
+from .bids.dseg import write_table
 from .bids.outputs import Masked, Request
 from .bids.scans import Scan, selected
 from .config import RunConfig
@@ -43,11 +44,16 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     trained = model.load(config.model or out.model_dir, runtime, config.propagation)
     scans = selected(config)
     out.start(config.bids_dir)
-    request = Request(config, fmriprep.start(config, scans))
+    structures = tuple(one for one, _ in trained.structures)
+    request = Request(config, fmriprep.start(config, scans), structures)
+    if structures:
+        write_table(out.look_up, structures)
     failed, subjects = mask_all(scans, trained, request)
     group_page.write(out, trained.folder)
     methods.write(out, trained.folder)
     page.write_all(out, subjects, trained.card, failed)
+    if structures:
+        page.write_volumes(out)
     if config.qc_threshold:
         _name_doubtful(out, scans, config.qc_threshold)
     _complain(failed, scans)
@@ -128,7 +134,9 @@ class _Steps:
             return None
         outputs.write(done, self.request)
         brain = done.brain
-        page.draw(self.request.out, scan, brain.image, brain.voxels, brain.reconstruction)
+        page.draw(
+            self.request.out, scan, brain.image, brain.voxels, brain.reconstruction, brain.parts
+        )
         doubtful = brain.expected_dice < page.LOW_DICE
         editor.offer(self.request.out, scan, brain, self.request.config.bids_dir, doubtful)
         for old in outputs.outdated(done, self.request):

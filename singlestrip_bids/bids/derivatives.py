@@ -20,7 +20,7 @@ TOOL = "singlestrip-bids"
 BIDS_VERSION = "1.10.0"
 RAW = "raw"  # name of the input dataset in `DatasetLinks` and so in every BIDS URI
 # BIDS has no suffix for maps of distances, and no rule for masks in perf yet
-BIDSIGNORE = "*.html\nlogs\nlog\nfigures\n*_distance.*\nperf\n"
+BIDSIGNORE = "*.html\nlogs\nlog\nfigures\n*_distance.*\nperf\nvolumes.tsv\n"
 README = """\
 # Brain masks by singlestrip-bids
 
@@ -63,6 +63,20 @@ class Derivatives:
         """Return where an image on a scan's grid goes, such as `label-brain_probseg`."""
         return self._of_scan(scan, ending, scan.mask_space)
 
+    def dseg(self, scan: Scan) -> Path:
+        """Return where the structures of a scan's brain go."""
+        return self.image(scan, "dseg")
+
+    @property
+    def look_up(self) -> Path:
+        """Look-up table of all segmentations."""
+        return self.root / "dseg.tsv"
+
+    @property
+    def volumes(self) -> Path:
+        """Table of the volumes of all structures in all scans."""
+        return self.root / "volumes.tsv"
+
     def brain(self, scan: Scan) -> Path:
         """Return where a scan without its skull goes: `sub-01_desc-brain_T2w.nii.gz`."""
         return self._of_scan(scan, f"desc-brain_{scan.suffix}", None)
@@ -90,6 +104,10 @@ class Derivatives:
         name = "*_desc-brain_mask.json"
         within = (f"sub-{subject}/*/{name}", f"sub-{subject}/ses-*/*/{name}")
         return sorted(path for pattern in within for path in self.root.glob(pattern))
+
+    def dseg_sidecar(self, mask_sidecar: Path) -> Path:
+        """Return the sidecar of the segmentation that belongs to a mask."""
+        return mask_sidecar.with_name(mask_sidecar.name.replace("_desc-brain_mask.", "_dseg."))
 
     def _of_scan(self, scan: Scan, ending: str, space: str | None) -> Path:
         """Name an image made from a scan, after the entities of the scan."""

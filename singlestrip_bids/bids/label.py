@@ -18,10 +18,11 @@ import numpy as np
 from ..config import ALL_MODALITIES
 from ..errors import BadData, NoInput, Usage
 from ..image import nifti
-from ..image.masks import Mask
+from ..image.masks import Mask, clean
 from ..image.nifti import SAME_ORDER, Geometry, Image, reordering
 from ..machine.files import read_json, sha256
 from .derivatives import made_here
+from .dseg import is_dseg
 from .scans import (
     DATATYPES,
     SUBJECT,
@@ -41,7 +42,7 @@ LABEL_PATTERN = "derivatives/manual/sub-XX/anat/sub-XX_desc-brain_mask.nii.gz"
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A brain mask before it is known which scan it belongs to."""
+    """A brain mask, or a segmentation, before it is known which scan it belongs to."""
 
     path: Path
     subject: str  # without `sub-`
@@ -78,7 +79,7 @@ def _own_scans(mask: MaskFile, scans: Sequence[Scan]) -> list[Scan]:
 
 def _has_bids_name(path: Path) -> bool:
     """Tell whether a missing `space-` means something, as it does in BIDS names only."""
-    return re.search(r"_desc-brain_mask\.nii(\.gz)?$", path.name) is not None
+    return re.search(r"_(desc-brain_mask|dseg)\.nii(\.gz)?$", path.name) is not None
 
 
 def _linked(mask: Path, scans: Sequence[Scan]) -> list[Scan]:
@@ -154,16 +155,25 @@ def _describe(grid: Geometry) -> str:
 
 @dataclass(frozen=True)
 class Label:
-    """A scan and its brain mask, on the same grid."""
+    """A scan and its brain mask, or a segmentation of its brain, on the same grid."""
 
     scan: Scan
     mask: Path
 
     def read(self) -> tuple[Image, Mask]:
-        """Read both; raises BadData if one cannot be used."""
+        """Read both; raises BadData if one cannot be used.
+
+        The mask of a segmentation is all of its structures, its holes filled.
+        """
         image = nifti.load(self.scan.path)
-        mask = nifti.load_mask(self.mask, image)
-        return image, mask
+        if self.is_dseg:
+            return image, clean(nifti.load_dseg(self.mask, image) > 0)
+        return image, nifti.load_mask(self.mask, image)
+
+    @property
+    def is_dseg(self) -> bool:
+        """Whether it tells structures apart."""
+        return is_dseg(self.mask)
 
     @property
     def checksums(self) -> dict[str, str]:
@@ -246,6 +256,8 @@ def _chosen_masks(
     """Choose the mask of each named subject, or of the only subject that has one."""
     folders = _mask_folders(root, derivatives)
     masks = [mask for folder in folders for mask in _masks_in(folder)]
+    if not masks:  # only then, since many programs write segmentations beside their masks
+        masks = [mask for folder in folders for mask in _masks_in(folder, "dseg")]
     there = sorted({mask.subject for mask in masks})
     looked = listed(folders) or root / "derivatives"
     if not masks:
@@ -303,9 +315,9 @@ def _may_label(folder: Path) -> bool:
         return False
 
 
-def _masks_in(folder: Path) -> Iterator[MaskFile]:
-    """Find the brain masks of a derivative dataset, sorted by path."""
-    name = "sub-*_desc-brain_mask.nii*"
+def _masks_in(folder: Path, kind: str = "desc-brain_mask") -> Iterator[MaskFile]:
+    """Find the brain masks or segmentations of a derivative dataset, sorted by path."""
+    name = f"sub-*_{kind}.nii*"
     kept = re.compile(rf"{SUBJECT}/(ses-[^/]+/)?({DATATYPES})/[^/]+\.nii(\.gz)?")
     for path in sorted([*folder.glob(f"sub-*/*/{name}"), *folder.glob(f"sub-*/ses-*/*/{name}")]):
         relative = path.relative_to(folder)

@@ -6,8 +6,10 @@ To add an output, add a row to `OUTPUTS`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..errors import BadData
 from ..image import nifti
 from ..image.brain import COVERAGE, Brain
 from ..image.masks import move_border, signed_distance
+from ..image.structures import Structure
 from ..machine.files import read_json, write_json
 from .derivatives import Derivatives, bids_uri, provenance, sidecar_path
 from .scans import Scan
@@ -32,6 +35,7 @@ class Request:
 
     config: RunConfig
     for_fmriprep: frozenset[Scan] = frozenset()  # those whose masks are handed to fMRIPrep
+    structures: tuple[Structure, ...] = ()  # that the model tells apart
 
     @property
     def out(self) -> Derivatives:
@@ -141,6 +145,22 @@ def _fmriprep_fields(done: Masked, request: Request) -> dict[str, Any]:
     return {**fields, "Description": fields["Description"] + about}
 
 
+def _dseg_fields(done: Masked, request: Request) -> dict[str, Any]:
+    """Make the sidecar of a segmentation: what is known of each structure, by its name."""
+    found, parts = dict[str, Any](), done.brain.parts
+    assert parts is not None
+    volumes = done.brain.volumes_ml
+    for one, expected in zip(parts.structures, parts.expected, strict=True):
+        fields: dict[str, Any] = {"Index": one.index, "Colour": one.colour}
+        fields["VolumeMl"] = float(f"{volumes[one.name]:.4g}")
+        if expected:
+            middle, low, high = (round(value, 4) for value in expected)
+            fields |= {"ExpectedDice": middle, "ExpectedDiceInterval": [low, high]}
+        found[one.name] = fields
+    about = "Structures of the brain, all voxels of the brain mask among them."
+    return {**provenance(done.scan), "Description": about, "Structures": found, **done.stamp}
+
+
 DRAFTED = "Draft of a brain mask by a network trained on phantoms alone (after PUMBA)."
 DRAFT = "A draft: its network has seen no real image. Correct it before you use it."
 EXPECTED_DICE = (
@@ -167,6 +187,13 @@ EVIDENCE = {
 DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "
     "of the mask; inside, minus that to the nearest voxel outside."
+)
+DSEG = Output(
+    "dseg",
+    wanted=lambda scan, request: True,
+    path=lambda scan, request: request.out.dseg(scan),
+    make=lambda brain, request: brain.segmentation,
+    fields=_dseg_fields,
 )
 OUTPUTS = (
     Output(
@@ -226,9 +253,50 @@ OUTPUTS = (
 )
 
 
+def of_structures(structures: Sequence[Structure]) -> tuple[Output, ...]:
+    """List what is written where a model tells structures apart."""
+    if not structures:
+        return ()
+    shares = [
+        Output(
+            f"probseg of {name}",
+            wanted=_asked("probseg"),
+            path=partial(_share_path, name),
+            make=partial(_share_image, n),
+            fields=_described(
+                Description=f"What network and propagated label give to {structures[n - 1].name}, "
+                "0 to 1, in steps of 1/255. Not calibrated."
+            ),
+        )
+        for n, name in enumerate(label_names(structures), 1)
+    ]
+    return (DSEG, *shares)
+
+
+def _share_path(name: str, scan: Scan, request: Request) -> Path:
+    return request.out.image(scan, f"label-{name}_probseg")
+
+
+def _share_image(number: int, brain: Brain, request: Request) -> nib.Nifti1Image:
+    return nifti.probability_image(brain.share(number), brain.image.nifti)
+
+
+def label_names(structures: Sequence[Structure]) -> list[str]:
+    """Name structures as BIDS has it: letters and digits; with the index where that is not enough.
+
+    ``brain`` is the mask's own.
+    """
+    short = [re.sub("[^a-zA-Z0-9]", "", one.name) for one in structures]
+    twice = {name for name in short if short.count(name) > 1 or name in ("", "brain")}
+    return [
+        f"{name}{one.index}" if name in twice else name
+        for name, one in zip(short, structures, strict=True)
+    ]
+
+
 def wanted(scan: Scan, request: Request) -> list[tuple[Output, Path]]:
     """List what is asked for of a scan, and where it goes."""
-    kinds = [output for output in OUTPUTS if output.wanted(scan, request)]
+    kinds = [o for o in (*OUTPUTS, *of_structures(request.structures)) if o.wanted(scan, request)]
     return [(output, output.path(scan, request)) for output in kinds]
 
 

@@ -151,14 +151,42 @@ def restore_mask(
     """
     lines = _lines_back(probability.shape, affine, image)
     found = np.zeros([len(line) for line in lines], dtype=bool)
-    source = box(probability > 0.5)
-    rows = [np.flatnonzero(line[:, s].any(axis=1)) for line, s in zip(lines, source, strict=True)]
-    if all(len(row) for row in rows):
-        target = tuple(slice(row[0], row[-1] + 1) for row in rows)
-        within = [line[part] for line, part in zip(lines, target, strict=True)]
+    target, within = _reach(lines, probability > 0.5)
+    if within:
         cut = sample(probability, within) > 0.5
         found[target] = clean(cut) if cleaned else cut
     return np.asfortranarray(_from_ras(found, image))  # as NIfTI has it
+
+
+def restore_most(shares: NDArray[np.uint8], affine: NDArray, image: Image) -> NDArray[np.uint8]:
+    """Interpolate shares (K, X, Y, Z) on the grid of ``image``; 1 to K, of which there is most.
+
+    It is 0 where there is nothing of any. Each is sampled in the box that it reaches.
+    """
+    lines = _lines_back(shares.shape[1:], affine, image)
+    best = np.zeros([len(line) for line in lines], np.float32)
+    found = np.zeros(best.shape, np.uint8)
+    for number, share in enumerate(shares, 1):
+        source = box(share > 0)
+        target, within = _reach(lines, share > 0)
+        if within:
+            within = [line[:, s] for line, s in zip(within, source, strict=True)]
+            here = sample(share[source], within)
+            more = here > best[target]
+            best[target][more] = here[more]
+            found[target][more] = number
+    return np.asfortranarray(_from_ras(found, image))
+
+
+def _reach(lines: list[Array], source: Mask) -> tuple[tuple[slice, ...], list[Array]]:
+    """Find the box of a grid that a mask reaches, and the weights there; none if it is empty."""
+    rows = [
+        np.flatnonzero(line[:, s].any(axis=1)) for line, s in zip(lines, box(source), strict=True)
+    ]
+    if not all(len(row) for row in rows):
+        return (), []
+    target = tuple(slice(row[0], row[-1] + 1) for row in rows)
+    return target, [line[part] for line, part in zip(lines, target, strict=True)]
 
 
 def _lines_back(shape: tuple[int, ...], affine: NDArray, image: Image) -> list[Array]:

@@ -267,6 +267,35 @@ def load_mask(path: Path, image: Image) -> Mask:
     If its axes alone lie otherwise, they are reordered; no voxel is resampled. Raises BadData if
     it has another grid than the image, is empty, or fills the volume.
     """
+    mask = _aligned(path, image) > 0.5
+    if not mask.any():
+        raise BadData(f"{path}: an empty mask; label the brain in {image.path.name} first.")
+    if mask.mean() > 0.95:
+        raise BadData(f"{path}: the mask fills the volume; label the brain alone.")
+    return mask
+
+
+def load_dseg(path: Path, image: Image) -> NDArray[np.int64]:
+    """Read a segmentation of ``image``, an index in every voxel, on the image's own grid.
+
+    Raises BadData as `load_mask` does, or if it holds anything but whole numbers from 0.
+    """
+    data = _aligned(path, image)
+    odd = data[~(np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data < 2**31))]
+    if odd.size:
+        raise BadData(
+            f"{path}: holds {odd.flat[0]:g}; a segmentation has whole numbers, 0 where there is "
+            "no structure. Save the indices, not probabilities."
+        )
+    if not data.any():
+        raise BadData(f"{path}: an empty segmentation; label {image.path.name} first.")
+    if (data > 0).mean() > 0.95:
+        raise BadData(f"{path}: the segmentation fills the volume; label the brain alone.")
+    return data.astype(np.int64)
+
+
+def _aligned(path: Path, image: Image) -> NDArray:
+    """Read what was drawn on an image, its axes in the order of the image's."""
     nifti = open_image(path)
     with np.errstate(invalid="ignore"):
         data, *_ = read_voxels(path, nifti)
@@ -278,13 +307,7 @@ def load_mask(path: Path, image: Image) -> Mask:
         )
     if not np.array_equal(order, SAME_ORDER):
         LOG.info("%s: its axes are reordered to those of its scan.", path)
-    data = orientations.apply_orientation(data, order)
-    mask = data > 0.5
-    if not mask.any():
-        raise BadData(f"{path}: an empty mask; label the brain in {image.path.name} first.")
-    if mask.mean() > 0.95:
-        raise BadData(f"{path}: the mask fills the volume; label the brain alone.")
-    return mask
+    return orientations.apply_orientation(data, order)
 
 
 def upright(data: NDArray, affine: NDArray) -> tuple[NDArray, NDArray[np.float64]]:
@@ -314,6 +337,12 @@ def probability_image(probability: np.ndarray, reference: nib.Nifti1Image) -> ni
     image.header.set_slope_inter(1 / 255, 0)
     image.header["cal_max"] = 1
     return image
+
+
+def dseg_image(indices: np.ndarray, reference: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Make a segmentation (X, Y, Z) of the smallest type that holds it, on a scan's grid."""
+    kind = next(t for t in (np.uint8, np.int16, np.int32) if indices.max() <= np.iinfo(t).max)
+    return _on_grid(indices.astype(kind), reference)
 
 
 def distance_image(distance: np.ndarray, reference: nib.Nifti1Image) -> nib.Nifti1Image:

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from ..config import AutoencoderConfig, TrainingConfig
 from ..image.masks import Mask, dice
+from ..image.structures import Numbers
 from ..machine.runtime import Runtime
 from .losses import reconstruction_loss
 from .networks import Autoencoder
@@ -25,7 +26,7 @@ from .training import Loss
 ROTATION_DEG, SCALES, SHIFT = 30.0, (0.7, 1.4), 0.1  # of slices in training
 
 
-def _window(mask: Mask, size: int) -> tuple[NDArray[np.int_], int, int]:
+def _window(mask: NDArray, size: int) -> tuple[NDArray[np.int_], int, int]:
     """Planes with any of a mask, and the first corner of its slices after padding by ``size``."""
     planes = np.flatnonzero(mask.any(axis=(0, 1)))
     # the nearest pixel to the centre, ties upwards, so that the place of the mask does not matter
@@ -33,11 +34,12 @@ def _window(mask: Mask, size: int) -> tuple[NDArray[np.int_], int, int]:
     return planes, x + size - size // 2, y + size - size // 2
 
 
-def slices(mask: Mask, size: int) -> Tensor:
+def slices(mask: Mask | Numbers, size: int) -> Tensor:
     """Cut a mask (X, Y, Z) into axial slices (S, 1, n, n), one for each plane with any of it.
 
-    The mask is not empty, and on the model's grid, so that scale and orientation are the label's.
-    Slices are centred on its centre of mass, and padded or cropped to ``size``, n.
+    So are the numbers of structures. The mask is not empty, and on the model's grid, so that scale
+    and orientation are the label's. Slices are centred on its centre of mass, and padded or
+    cropped to ``size``, n.
     """
     planes, low_x, low_y = _window(mask, size)
     padded = np.pad(mask[:, :, planes], [(size, size), (size, size), (0, 0)])
@@ -45,14 +47,19 @@ def slices(mask: Mask, size: int) -> Tensor:
     return torch.from_numpy(window.transpose(2, 0, 1).astype(np.float32))[:, None]
 
 
-def onehot(brain: Tensor) -> Tensor:
-    """Stack background and brain: (B, 1, n, n) -> (B, 2, n, n)."""
+def onehot(brain: Tensor, classes: int = 2) -> Tensor:
+    """Stack background and brain, or its structures: (B, 1, n, n) -> (B, classes, n, n)."""
+    if classes > 2:
+        return F.one_hot(brain[:, 0].long(), classes).movedim(-1, 1).float()
     hard = (brain > 0.5).float()
     return torch.cat([1 - hard, hard], dim=1)
 
 
-def augment(brain: Tensor, generator: Generator) -> Tensor:
-    """Rotate, scale, shift and flip slices (B, 1, n, n) at random (SingleStrip, section 2.3)."""
+def augment(brain: Tensor, generator: Generator, mode: str = "bilinear") -> Tensor:
+    """Rotate, scale, shift and flip slices (B, 1, n, n) at random (SingleStrip, section 2.3).
+
+    The numbers of structures are to be read in the ``mode`` nearest.
+    """
     batch, device = len(brain), brain.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -67,18 +74,19 @@ def augment(brain: Tensor, generator: Generator) -> Tensor:
         torch.stack([sin * flips[:, 0], cos * flips[:, 1], uniform(-2, 2) * SHIFT], dim=1),
     ]
     where = F.affine_grid(torch.stack(rows, dim=1), list(brain.shape), align_corners=False)
-    return F.grid_sample(brain, where, align_corners=False)
+    return F.grid_sample(brain, where, mode=mode, align_corners=False)
 
 
-def loss_over(brain: Tensor, batch_size: int) -> Loss:
+def loss_over(brain: Tensor, batch_size: int, classes: int = 2) -> Loss:
     """Make the loss of random augmented batches drawn from slices (S, 1, n, n)."""
+    mode = "bilinear" if classes == 2 else "nearest"
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
         (generator,) = generators  # of all slices: they are normalised together
         pick = torch.randint(
             0, len(brain), (batch_size,), generator=generator, device=brain.device
         )
-        target = onehot(augment(brain[pick], generator))
+        target = onehot(augment(brain[pick], generator, mode), classes)
         return reconstruction_loss(network(target), target)
 
     return loss
@@ -94,15 +102,21 @@ def schedule(brain: Tensor, config: AutoencoderConfig) -> TrainingConfig:
 
 
 @torch.inference_mode()
-def _reconstruct(network: Autoencoder, brain: Tensor, runtime: Runtime) -> NDArray[np.bool_]:
+def _reconstruct(network: Autoencoder, brain: Tensor, runtime: Runtime) -> NDArray:
     """Reconstruct slices (S, 1, n, n); (S, n, n), dropout and batch statistics switched off."""
     runtime.take(network)
     parts = brain.to(runtime.device).split(64)
-    return torch.cat([network(onehot(part))[:, 1] > 0.5 for part in parts]).cpu().numpy()
+    found = [network(onehot(part, network.classes)) for part in parts]
+    if network.classes == 2:
+        return torch.cat([one[:, 1] > 0.5 for one in found]).cpu().numpy()
+    return torch.cat([one.argmax(1).to(torch.uint8) for one in found]).cpu().numpy()
 
 
-def rebuild(network: Autoencoder, mask: Mask, runtime: Runtime) -> Mask:
-    """Reconstruct a mask (X, Y, Z) on the model's grid by slices; an empty one stays empty."""
+def rebuild(network: Autoencoder, mask: NDArray, runtime: Runtime) -> NDArray:
+    """Reconstruct a mask (X, Y, Z) on the model's grid by slices; an empty one stays empty.
+
+    It is a mask, or the numbers of structures, as the network has learnt.
+    """
     rebuilt = np.zeros_like(mask)
     if not mask.any():
         return rebuilt
@@ -115,7 +129,10 @@ def rebuild(network: Autoencoder, mask: Mask, runtime: Runtime) -> Mask:
     return rebuilt
 
 
-def shape_score(network: Autoencoder, mask: Mask, runtime: Runtime) -> tuple[float, Mask]:
-    """Return the Dice of a mask and its reconstruction, 0 of an empty mask; and the latter."""
+def shape_score(network: Autoencoder, mask: NDArray, runtime: Runtime) -> tuple[float, NDArray]:
+    """Return the Dice of a mask and its reconstruction, 0 of an empty mask; and the latter.
+
+    Of numbers of structures, the Dice is that of all together.
+    """
     rebuilt = rebuild(network, mask, runtime)
     return (dice(mask, rebuilt) if mask.any() else 0.0), rebuilt

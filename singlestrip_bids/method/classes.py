@@ -11,7 +11,7 @@ import itertools
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ LOG = logging.getLogger("singlestrip_bids")
 
 INSIDE, OUTSIDE = 10, 6  # SingleStrip, section 2.1
 CLASSES = 1 + OUTSIDE + INSIDE  # with 0, what lies outside the field of view
+EACH = 3  # inside, for each of several structures
 _LEVELS = 1024  # intensities are told apart to one part in so many
 
 
@@ -33,18 +34,25 @@ _LEVELS = 1024  # intensities are told apart to one part in so many
 class Source:
     """One labelled volume to draw training images from; tensors (1, 1, X, Y, Z) in float32."""
 
-    classes: Tensor  # class map, 0 to 16
+    classes: Tensor  # class map, 0 to 16 (more where there are structures)
     image: Tensor  # real intensities in [0, 1]
     mask: Tensor  # brain mask or pseudo-label, in [0, 1]
     centre: Tensor  # (3,) of mass of the mask, in voxels
     extended: bool = False  # whether both go on beyond the grid as they are at its edges
     fine: Tensor | None = None  # the mask again, in voxels half as large: (1, 1, 2X, 2Y, 2Z)
+    parts: Tensor | None = None  # numbers of its structures, in voxels as large or half as large
+    structures: int = 0  # how many there may be
+
+    @property
+    def count(self) -> int:
+        """How many greys its class map takes, that of 0 among them."""
+        return 1 + OUTSIDE + (self.structures + 1) * inside_each(self.structures)
 
     def to(self, device: torch.device) -> Source:
         """Return the same on a device."""
-        names = ("classes", "image", "mask", "centre")
-        moved = replace(self, **{name: getattr(self, name).to(device) for name in names})
-        return moved if self.fine is None else replace(moved, fine=self.fine.to(device))
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {n: t.to(device) for n, t in tensors.items() if isinstance(t, Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def source(classes: Tensor, image: Tensor, mask: Tensor) -> Source:
@@ -55,27 +63,38 @@ def source(classes: Tensor, image: Tensor, mask: Tensor) -> Source:
     )
 
 
+def inside_each(structures: int) -> int:
+    """Say how many intensity classes each part of the brain gets: ten if it is one."""
+    return max(min(EACH, 240 // (structures + 1)), 1) if structures else INSIDE
+
+
 def class_map(
     image: NDArray[np.float32],
     mask: NDArray[np.bool_],
     inside: NDArray[np.bool_],
     seed: int,
     voxels: int = 20_000,
+    parts: NDArray[np.uint8] | None = None,
+    structures: int = 0,
 ) -> NDArray[np.uint8]:
     """Assign every voxel of an image (X, Y, Z) in [0, 1] to one of 16 intensity classes.
 
     They are 0 outside the field of view ``inside``, 1 to 6 outside the brain ``mask`` and 7 to 16
-    inside it, darkest first. A mixture is fitted to so many ``voxels``, drawn at random.
+    inside it, darkest first. A mixture is fitted to so many ``voxels``, drawn at random. Where
+    ``parts`` numbers structures of the brain, each has classes of its own, and so has the rest.
 
     Notes
     -----
     SingleStrip, section 2.1. The classes are clusters of intensity, not anatomy.
     """
-    classes = np.zeros(image.shape, dtype=np.uint8)
-    for region, count, first in (
-        (inside & ~mask, OUTSIDE, 1),
-        (inside & mask, INSIDE, 1 + OUTSIDE),
-    ):
+    classes, each = np.zeros(image.shape, dtype=np.uint8), inside_each(structures)
+    regions = [(inside & ~mask, OUTSIDE, 1), (inside & mask, each, 1 + OUTSIDE)]
+    if parts is not None:
+        regions[1:] = [
+            (inside & mask & (parts == number), each, 1 + OUTSIDE + number * each)
+            for number in range(structures + 1)
+        ]
+    for region, count, first in regions:
         values = image[region]
         if values.size:
             classes[region] = first + _cluster(values, count, seed, voxels)

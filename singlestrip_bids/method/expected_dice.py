@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..image.brain import COVERAGE
 from ..image.grid import Conformed
+from ..image.structures import Numbers, Shares, overlaps
 from ..machine.runtime import Runtime, as_memory_allows
 from .autoencoder import shape_score
-from .inference import mask_from, predict_and_compare
+from .inference import compare
 from .networks import Autoencoder, UNet
 
 FLOOR = 0.005  # what is missing to 1 is not followed below this
@@ -104,6 +105,9 @@ class Segmentation:
     evidence: Evidence  # of the mask
     rebuilt: NDArray[np.bool_]  # the mask as the autoencoder reconstructs it
     way: str = ""  # how it was computed where the GPU's memory was full
+    shares: Shares | None = None  # of structures, if the network tells any
+    numbers: Numbers | None = None  # structures in the mask, by the shares
+    by_structure: tuple[Evidence, ...] = ()
 
 
 def segment(
@@ -112,10 +116,16 @@ def segment(
     """Mask a scan and gather the evidence; a full GPU is no reason to fail."""
 
     def on(machine: Runtime) -> Segmentation:
-        probability, mild, strong = predict_and_compare(network, conformed, machine)
-        mask = mask_from(probability)
-        score, rebuilt = shape_score(autoencoder, mask, machine)
+        seen = compare(network, conformed, machine)
+        brain, numbers = seen.view, seen.view.numbers(seen.mask)
+        judged = seen.mask if numbers is None else numbers
+        score, rebuilt = shape_score(autoencoder, judged, machine)
         way = "" if machine == runtime else machine.way
-        return Segmentation(probability, mask, Evidence(score, mild, strong), rebuilt, way)
+        evidence, parts = Evidence(score, seen.mild, seen.strong), tuple[Evidence, ...]()
+        if numbers is not None and seen.by_structure is not None:
+            scores = np.nan_to_num(overlaps(rebuilt, numbers, len(seen.by_structure.T)))
+            parts = tuple(map(Evidence, scores, *seen.by_structure))
+        shown = (brain.brain, seen.mask, evidence, rebuilt > 0, way)
+        return Segmentation(*shown, brain.shares, numbers, parts)
 
     return as_memory_allows(on, runtime.rungs())

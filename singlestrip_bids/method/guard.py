@@ -10,6 +10,7 @@ unlabelled scans and of corrupted copies of those, under the propagated label.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,12 +26,13 @@ from ..bids.scans import Scan
 from ..config import SynthesisConfig
 from ..image.grid import Conformed
 from ..image.masks import Mask, blank, box, dice, pack, unpack
+from ..image.structures import Numbers, Structure, coarsened_numbers, most, overlaps
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import check_stop, describe, mix_seed
 from . import model
 from .classes import Source
-from .expected_dice import Calibration, Evidence, line_through, segment
+from .expected_dice import Calibration, Evidence, Segmentation, line_through, segment
 from .inference import mask_from
 from .networks import Autoencoder
 from .propagation import LABEL_FILE, coarsened, keep, propagate_labels
@@ -70,6 +72,7 @@ class Copy:
     of: str  # as of the head
     evidence: Evidence  # of the mask
     dice: float  # of the mask with the head's mask, corrupted alike
+    by_structure: Sequence[tuple[Evidence, float]] = ()  # both; NaN where there is none of it
 
 
 def try_copies(
@@ -87,21 +90,37 @@ def try_copies(
             origin = head.read()
             for number in numbers[place :: len(heads)]:
                 check_stop()
-                conformed, target = _corrupt(trainer, origin, number)
+                conformed, target, structures = _corrupt(trainer, origin, number)
                 seen = segment(one.network, autoencoder, conformed, trainer.runtime)
-                found.append(Copy(number + 1, head.of, seen.evidence, dice(seen.mask, target)))
+                parts = _by_structure(seen, structures)
+                found.append(
+                    Copy(number + 1, head.of, seen.evidence, dice(seen.mask, target), parts)
+                )
                 progress.step(f"Dice {found[-1].dice:.3f}")
     return sorted(found, key=lambda copy: copy.number)
 
 
-def _corrupt(trainer: Trainer, origin: Source, number: int) -> tuple[Conformed, NDArray[np.bool_]]:
-    """One corrupted copy of a head, and its mask."""
+def _corrupt(
+    trainer: Trainer, origin: Source, number: int
+) -> tuple[Conformed, Mask, Numbers | None]:
+    """One corrupted copy of a head, its mask, and its structures, if the head has any."""
     ranges = severity(trainer.method.finetuning_synthesis, number / (trainer.method.trials - 1))
     generator = trainer.runtime.generator(mix_seed(trainer.method.seed, 2), number)
     image, target = training_batch(generator, [origin], trainer.method.size, ranges)
     data = image[0, 0].cpu().numpy()
     conformed = Conformed(data, np.eye(4), _hull(data != 0))
-    return conformed, target[0, 0].cpu().numpy() > 0.5
+    brain, *shares = target[0].cpu().numpy()
+    mask = brain > 0.5
+    return conformed, mask, most(np.stack(shares), mask) if shares else None
+
+
+def _by_structure(seen: Segmentation, truth: Numbers | None) -> tuple[tuple[Evidence, float], ...]:
+    """Compare the structures of a scan with others, which may be in voxels half as large."""
+    if truth is None or seen.numbers is None:
+        return ()
+    truth = coarsened_numbers(truth, seen.numbers.shape)
+    overlap = overlaps(seen.numbers, truth, len(seen.by_structure)).tolist()
+    return tuple(zip(seen.by_structure, overlap, strict=True))
 
 
 def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -162,6 +181,7 @@ class Verdict:
     name: str
     calibration: Calibration
     standings: Mapping[str, Standing]
+    by_structure: Sequence[Calibration | None] = ()  # None where too little is known
     apart: Sequence[Apart] = ()
     sample: int = 0  # unlabelled scans that were looked at
     failed: Mapping[str, str] = field(default_factory=dict)  # scans that cannot be read, and why
@@ -219,6 +239,8 @@ def complete(
         return None
     verdict = choose(trainer, pool, sources, candidates, autoencoder)
     network = f"{verdict.name}.safetensors"
+    if trainer.structures:
+        facts = {**facts, "structures": _described(trainer.structures, verdict.by_structure)}
     card = {
         "network": network,
         "self_trained": verdict.name != "sl1",
@@ -235,6 +257,14 @@ def complete(
     model.write_card(folder, card)
     LOG.info("Model: %s (%s).", folder, verdict.name)
     return verdict
+
+
+def _described(
+    structures: Sequence[Structure], lines: Sequence[Calibration | None]
+) -> list[dict[str, Any]]:
+    """Return structures as plain data, with their calibrations."""
+    pairs = zip(structures, lines, strict=True)
+    return [{**asdict(one), "calibration": line and asdict(line)} for one, line in pairs]
 
 
 def _checksum(path: Path) -> str:
@@ -256,12 +286,13 @@ def choose(
     opinions, failed = _second_opinions(trainer, drawn, sources, ranked=several)
     sample = [scan for scan in drawn if scan.relative not in failed]
     others = [
-        Head(scan.relative, partial(_under_label, trainer, scan, mask))
-        for scan, mask in zip(sample, opinions, strict=True)
-        if not blank(mask)
+        Head(scan.relative, partial(_under_label, trainer, scan, said))
+        for scan, said in zip(sample, opinions, strict=True)
+        if not blank(said.packed)
     ]
     labelled = [Head(LABEL, partial(replace, source)) for source in sources]
     known, on_copies, masks = list[tuple[Evidence, float]](), list[float](), list[list[_Seen]]()
+    parts = list[Sequence[tuple[Evidence, float]]]()
     for one in candidates:
         copies = [
             try_copies(trainer, heads, one, autoencoder, what)
@@ -270,6 +301,8 @@ def choose(
         _write_copies(trainer, one.name, copies[0] + copies[1])
         masks.append(_seen(trainer, sample, opinions, one, autoencoder))
         known += _compared(copies[0] + copies[1], masks[-1])
+        parts += [copy.by_structure for copy in copies[0] + copies[1]]
+        parts += [mask.by_structure for mask in masks[-1]]
         on_copies.append(float(np.mean([copy.dice for copy in copies[0]])))
     line, standings = line_through(*zip(*known, strict=True)), dict[str, Standing]()
     for one, seen, mean in zip(candidates, masks, on_copies, strict=True):
@@ -279,10 +312,28 @@ def choose(
     first, last = candidates[0].name, candidates[-1].name
     kept = first if standings[last].harms(standings[first]) else last
     apart = _most_apart(sample, *masks) if sample and several else []
-    verdict = Verdict(kept, line, standings, apart, len(sample), failed)
+    lines = [_line(number, parts) for number in range(len(trainer.structures))]
+    verdict = Verdict(kept, line, standings, lines, apart, len(sample), failed)
     level = logging.INFO if kept == last else logging.WARNING
     LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
     return verdict
+
+
+ENOUGH = 12  # masks of a structure, to learn what can be expected of it
+
+
+def _line(number: int, found: Sequence[Sequence[tuple[Evidence, float]]]) -> Calibration | None:
+    """Calibrate one structure on all masks that have something to compare it with."""
+    known = [parts[number] for parts in found if parts and not math.isnan(parts[number][1])]
+    return line_through(*zip(*known, strict=True)) if len(known) >= ENOUGH else None
+
+
+@dataclass(frozen=True)
+class _Opinion:
+    """The label as it is propagated to an unlabelled scan."""
+
+    packed: bytes  # its mask on the model's grid
+    numbers: Numbers | None = None  # its structures, in voxels as large or half as large
 
 
 @dataclass(frozen=True)
@@ -294,6 +345,7 @@ class _Seen:
     opinion: float | None  # Dice with the propagated label, unless that is empty
     packed: bytes
     shape: tuple[int, ...]
+    by_structure: Sequence[tuple[Evidence, float]] = ()  # with the propagated ones
 
     @property
     def mask(self) -> Mask:
@@ -303,49 +355,51 @@ class _Seen:
 
 def _second_opinions(
     trainer: Trainer, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
-) -> tuple[list[bytes], dict[str, str]]:
+) -> tuple[list[_Opinion], dict[str, str]]:
     """Propagate the label to each scan, unless that was done to rank it.
 
-    Return packed masks, and which scans have none, and why.
+    Return also which scans have none, and why.
     """
-    packed, failed = [], {}
+    opinions, failed = [], {}
     with Progress("second opinions", len(sample)) as progress:
         for scan in sample:
             check_stop()
             found = masks_of(trainer, scan, round_name(1)) if ranked else {}
-            propagated = found.get("propagated")
+            propagated, numbers = found.get("propagated"), found.get("opinion")
             try:
                 if propagated is None:
                     conformed = trainer.conform(scan)
-                    made, _ = propagate_labels(sources, conformed, trainer.runtime)
-                    propagated = mask_from(coarsened(made, conformed))
-                packed.append(pack(propagated))
+                    made = propagate_labels(sources, conformed, trainer.runtime)
+                    propagated = mask_from(coarsened(made.mask, conformed))
+                    numbers = None if made.shares is None else most(made.shares, propagated)
+                opinions.append(_Opinion(pack(propagated), numbers))
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = trainer.note(scan, error)
             progress.step(scan.name)
-    return packed, failed
+    return opinions, failed
 
 
 def _seen(
     trainer: Trainer,
     sample: Sequence[Scan],
-    opinions: Sequence[bytes],
+    opinions: Sequence[_Opinion],
     one: Trained,
     autoencoder: Autoencoder,
 ) -> list[_Seen]:
     """Mask each scan of the sample."""
     found = []
     with Progress(f"guard: {one.name}", len(sample)) as progress:
-        for scan, propagated in zip(sample, opinions, strict=True):
+        for scan, said in zip(sample, opinions, strict=True):
             check_stop()
             conformed, frame = trainer.conform(scan), trainer.frame
             seen = segment(one.network, autoencoder, conformed, trainer.runtime)
             share = seen.mask.sum() * frame.grid.voxel_size**3 / 1000 / frame.brain_ml
             plausible = bool(PLAUSIBLE[0] < share < PLAUSIBLE[1])
-            second = unpack(propagated, seen.mask.shape)
+            second = unpack(said.packed, seen.mask.shape)
             opinion = dice(seen.mask, second) if second.any() else None
-            packed = pack(seen.mask)
-            found.append(_Seen(seen.evidence, plausible, opinion, packed, seen.mask.shape))
+            packed, parts = pack(seen.mask), _by_structure(seen, said.numbers)
+            shape = seen.mask.shape
+            found.append(_Seen(seen.evidence, plausible, opinion, packed, shape, parts))
             progress.step(scan.name)
     return found
 
@@ -374,10 +428,10 @@ def _most_apart(
     return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
 
 
-def _under_label(trainer: Trainer, scan: Scan, packed: bytes) -> Source:
+def _under_label(trainer: Trainer, scan: Scan, said: _Opinion) -> Source:
     """Read an unlabelled scan; its mask is the propagated label."""
     conformed = trainer.conform(scan)
-    return trainer.source(conformed, unpack(packed, conformed.data.shape))
+    return trainer.source(conformed, unpack(said.packed, conformed.data.shape), said.numbers)
 
 
 def _compared(copies: Sequence[Copy], sample: Sequence[_Seen]) -> list[tuple[Evidence, float]]:

@@ -14,7 +14,7 @@ from .classes import Source
 from .synthesis import on_host, training_batch
 from .training import Loss
 
-Example = tuple[Tensor, Tensor]  # an image and its target, (1, 1, n, n, n) in [0, 1], both
+Example = tuple[Tensor, Tensor]  # an image and its target, (1, 1 or more, n, n, n) in [0, 1]
 
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
@@ -32,13 +32,14 @@ def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
 
 
 def reconstruction_loss(probability: Tensor, onehot: Tensor) -> Tensor:
-    """Soft Dice of the brain plus mean squared error of slices (B, 2, n, n), background and brain.
+    """Soft Dice of the classes but the first, plus mean squared error, of slices (B, C, n, n).
 
     Notes
     -----
     SingleStrip, section 2.3.
     """
-    return soft_dice(probability[:, 1:], onehot[:, 1:]) + F.mse_loss(probability, onehot)
+    classes = (volume[:, 1:].flatten(0, 1) for volume in (probability, onehot))
+    return soft_dice(*classes) + F.mse_loss(probability, onehot)
 
 
 def images_of(
@@ -53,6 +54,14 @@ def images_of(
     return draw
 
 
+def brain_and_structures(probability: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice of the brain (B, 1 + K, ...), plus that of its K structures on average."""
+    loss = soft_dice(probability[:, :1], target[:, :1])
+    if target.shape[1] > 1:
+        loss = loss + soft_dice(probability[:, 1:].flatten(0, 1), target[:, 1:].flatten(0, 1))
+    return loss
+
+
 def segmentation_loss(runtime: Runtime, draw: Callable[[Generator], Example]) -> Loss:
     """Soft Dice on random images, one a generator."""
 
@@ -60,6 +69,6 @@ def segmentation_loss(runtime: Runtime, draw: Callable[[Generator], Example]) ->
         images, targets = zip(*map(draw, generators), strict=True)
         with runtime.autocast():
             logits = network(torch.cat(images))
-        return soft_dice(logits.float().sigmoid(), torch.cat(targets))
+        return brain_and_structures(logits.float().sigmoid(), torch.cat(targets))
 
     return loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ from ..bids.scans import Scan
 from ..config import PRESETS, AutoencoderConfig, MethodConfig, NetworkConfig
 from ..errors import BadData, NoInput, ScanFailed
 from ..image import nifti
-from ..image.brain import Brain
+from ..image.brain import Brain, Parts
 from ..image.frame import Frame
-from ..image.grid import Conformed, Grid, restore_mask
+from ..image.grid import Conformed, Grid, halved, restore_mask, restore_most
 from ..image.head import refuse_stripped
+from ..image.masks import Mask
 from ..image.nifti import Image
+from ..image.structures import Shares, Structure, fill_gaps
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
 from .expected_dice import Calibration, Segmentation, segment
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
-from .propagation import LABEL_FILE, join, kept, propagate_labels
+from .propagation import LABEL_FILE, join, join_shares, kept, propagate_labels
 from .training import load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -53,6 +55,7 @@ class Model:
     runtime: Runtime  # where the networks are
     labels: tuple[Source, ...] = ()  # labelled scans to be propagated; none if that is not wanted
     usual: float | None = None  # expected Dice of unlabelled scans in the mean, if there were any
+    structures: tuple[tuple[Structure, Calibration | None], ...] = ()  # that it tells apart
 
     @property
     def draft(self) -> bool:
@@ -88,10 +91,13 @@ class Model:
         seen = segment(self.network, self.autoencoder, conformed, self.runtime)
         refuse_stripped(image.path, conformed, seen.mask)
         found, share = replace(conformed, data=seen.probability), dict[str, float]()
+        shares = seen.shares
         if self.labels:
-            label = propagate_labels(self.labels, conformed, self.runtime)
-            found, weight = join(found, *label)
+            said = propagate_labels(self.labels, conformed, self.runtime)
+            found, weight = join(found, said)
             share = {"PropagatedWeight": weight}
+            if shares is not None and said.shares is not None and weight:
+                shares = join_shares(shares, said.shares, weight)
         mask = restore_mask(found.data, found.affine, image)
         if not mask.any():
             raise ScanFailed(
@@ -120,7 +126,20 @@ class Model:
             },
             seen.way,
             turned.words if turned else "",
+            None if shares is None else self._segment(shares, seen, conformed, image, mask),
         )
+
+    def _segment(
+        self, shares: Shares, seen: Segmentation, conformed: Conformed, image: Image, mask: Mask
+    ) -> Parts:
+        """Tell the structures within a mask on the grid of the scan."""
+        fine = shares.shape[1:] != conformed.data.shape
+        affine = halved(conformed.affine) if fine else conformed.affine
+        numbers = fill_gaps(restore_most(shares, affine, image), mask)
+        lines = zip(self.structures, seen.by_structure, strict=True)
+        expected = [line.expect(evidence) if line else None for (_, line), evidence in lines]
+        named = tuple(structure for structure, _ in self.structures)
+        return Parts(named, numbers, tuple(expected), shares, affine)
 
     def _doubt(
         self, image: Image, conformed: Conformed, seen: Segmentation, expected: float
@@ -255,20 +274,22 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
             "the code/singlestrip folder of an earlier run."
         )
     try:
-        method = card["method"]
+        method, told = card["method"], card.get("structures", [])
         shape = NetworkConfig(
             **{**method["network"], "features": tuple(method["network"]["features"])}
         )
-        network, autoencoder = UNet(shape), Autoencoder(AutoencoderConfig(**method["quality"]))
+        network = UNet(shape, len(told))
+        autoencoder = Autoencoder(AutoencoderConfig(**method["quality"]), len(told))
         for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
             source_path, tensors = _read(folder, name, card["sha256"][name])
             load_weights(source_path, net, tensors)
         labels: tuple[Source, ...] = ()
         if propagation and card.get("label_kept"):
-            labels = kept(_read(folder, LABEL_FILE, card["sha256"][LABEL_FILE])[1])
+            labels = kept(_read(folder, LABEL_FILE, card["sha256"][LABEL_FILE])[1], len(told))
         pool = card["guard"]["standings"][Path(card["network"]).stem]["pool"]
         usual = None if pool is None else float(pool)
-        calibration = Calibration(**{k: float(v) for k, v in card["calibration"].items()})
+        calibration = _calibration(card["calibration"])
+        structures = tuple(map(_structure, told))
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
         grid = Grid(voxel_size, int(method["size"]), shape.multiple)
@@ -277,7 +298,20 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     networks = runtime.take(network), runtime.take(autoencoder)
-    return Model(folder, *networks, calibration, frame, card, runtime, labels, usual)
+    return Model(folder, *networks, calibration, frame, card, runtime, labels, usual, structures)
+
+
+def _calibration(fields: Mapping[str, Any]) -> Calibration:
+    return Calibration(**{name: float(value) for name, value in fields.items()})
+
+
+def _structure(fields: Mapping[str, Any]) -> tuple[Structure, Calibration | None]:
+    """Read a structure of a card, and what can be expected of it, if that is known."""
+    line, (index, name, colour) = (
+        fields["calibration"],
+        (fields[key] for key in ("index", "name", "colour")),
+    )
+    return Structure(int(index), str(name), str(colour)), line and _calibration(line)
 
 
 def _check_numbers(calibration: Calibration, frame: Frame) -> None:

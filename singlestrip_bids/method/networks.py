@@ -23,10 +23,11 @@ def fold(volume: Tensor, stem: int) -> Tensor:
 
 
 def unfold(blocks: Tensor, stem: int) -> Tensor:
-    """Undo :func:`fold`: (B, s³, X, Y, Z) -> (B, 1, sX, sY, sZ)."""
-    b, _, x, y, z = blocks.shape
-    volume = blocks.reshape(b, stem, stem, stem, x, y, z).permute(0, 4, 1, 5, 2, 6, 3)
-    return volume.reshape(b, 1, stem * x, stem * y, stem * z)
+    """Undo :func:`fold`, for any number of volumes: (B, Cs³, X, Y, Z) -> (B, C, sX, sY, sZ)."""
+    b, channels, x, y, z = blocks.shape
+    count = channels // stem**3
+    volume = blocks.reshape(b * count, stem, stem, stem, x, y, z).permute(0, 4, 1, 5, 2, 6, 3)
+    return volume.reshape(b, count, stem * x, stem * y, stem * z)
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -69,13 +70,15 @@ class Network(nn.Module):
 class UNet(Network):
     """3D U-Net; the default configuration is SynthStrip's, 2,566,561 parameters.
 
+    It has one output for the brain and one for each of ``structures``, if there are any.
+
     Notes
     -----
     Hoopes et al. (2022), NeuroImage 260:119474: max pooling, nearest upsampling, skip
-    concatenation, one linear output.
+    concatenation, linear outputs.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, structures: int = 0) -> None:
         super().__init__()
         self.config = config
         voxels = config.stem**3
@@ -88,9 +91,30 @@ class UNet(Network):
             for below, here in zip(channels[:1:-1], channels[-2:0:-1], strict=True)
         )
         self.head = nn.Conv3d(config.features[0], voxels, 3, padding=1)
+        self.parts = nn.ModuleList(
+            nn.Conv3d(config.features[0], voxels, 3, padding=1) for _ in range(structures)
+        )
+
+    @property
+    def heads(self) -> list[nn.Conv3d]:
+        """Last layers: that of the brain, and those of the structures."""
+        return [self.head, *self.parts]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of images (B, 1, X, Y, Z); X, Y and Z are multiples of ``config.multiple``."""
+        """Logits (B, 1 + structures, X, Y, Z) of images (B, 1, X, Y, Z), the brain's first.
+
+        X, Y and Z are multiples of ``config.multiple``.
+        """
+        x = self.trunk(image)
+        if not self.parts:
+            return unfold(self.head(x), self.config.stem)
+        weight, bias = (
+            torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias")
+        )
+        return unfold(F.conv3d(x, weight, bias, padding=1), self.config.stem)
+
+    def trunk(self, image: Tensor) -> Tensor:
+        """Return what the last layers see of images."""
         x = fold(image, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for level, block in enumerate(self.encoder):
@@ -98,7 +122,7 @@ class UNet(Network):
             skips.append(x)
         for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = self._through(block, x, skip)
-        return unfold(self.head(x), self.config.stem)
+        return x
 
     def _through(self, block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Compute a block of ``x``, which is doubled in size and joined to ``skip`` if given."""
@@ -123,7 +147,7 @@ _AE_SIZES = {256: 0, 128: 1, 64: 2}  # edge of the slices -> leading layers to l
 
 
 class Autoencoder(Network):
-    """2D convolutional autoencoder of one-hot mask slices (background, brain).
+    """2D convolutional autoencoder of one-hot slices (background, brain or its structures).
 
     Its bottleneck has ``latent`` channels of 4 × 4 elements. Slices smaller than 256² enter later,
     where one of 256² has come down to their size, so that the bottleneck is the published one.
@@ -134,24 +158,24 @@ class Autoencoder(Network):
     segmentation"; used for brain masks in SingleStrip, section 2.3.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, structures: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, 1 + max(structures, 1)
         latent, layers = config.latent, _AE_LAYERS[_AE_SIZES[config.slice_size] :]
-        channels = [2, *(width for *_, width in layers)]
+        channels = [self.classes, *(width for *_, width in layers)]
         encoder: list[nn.Module] = []
         decoder: list[nn.Module] = []
         for (kernel, stride, width), inputs in zip(layers, channels[:-1], strict=True):
             encoder += [nn.Conv2d(inputs, width, kernel, stride, 1), *_regularised(width)]
             up = nn.ConvTranspose2d(width, inputs, kernel, stride, 1)
-            decoder = [up, *(_regularised(inputs) if inputs != 2 else []), *decoder]
+            decoder = [up, *(_regularised(inputs) if decoder else []), *decoder]
         encoder.append(nn.Conv2d(channels[-1], latent, 4, 2, 1))
         bottom = nn.ConvTranspose2d(latent, channels[-1], 4, 2, 1)
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(bottom, *_regularised(channels[-1]), *decoder)
 
     def forward(self, onehot: Tensor) -> Tensor:
-        """Reconstructed class probabilities (B, 2, n, n) of one-hot slices."""
+        """Reconstructed class probabilities (B, classes, n, n) of one-hot slices."""
         return torch.softmax(self.decoder(self.encoder(onehot)), dim=1)
 
 

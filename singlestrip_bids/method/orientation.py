@@ -18,7 +18,7 @@ from ..image.grid import Conformed
 from ..image.masks import Mask, dice
 from ..machine.runtime import Runtime, as_memory_allows
 from .expected_dice import FLOOR, Evidence
-from .inference import mask_from, predict_and_compare
+from .inference import compare
 from .networks import UNet
 
 STEADIER = 1.25  # times less missing to full agreement, by which another orientation looks better
@@ -86,8 +86,8 @@ def doubt(
         arrays = conformed.data, conformed.inside
         data, inside = map(turn.apply, arrays) if turn else arrays
         turned = Conformed(data, conformed.affine, inside)
-        probability, mild, strong = predict_and_compare(network, turned, machine)
-        return unsteadiness(mild, strong), mask_from(probability)
+        seen = compare(network, turned, machine)
+        return unsteadiness(seen.mild, seen.strong), seen.mask
 
     def on(machine: Runtime) -> Doubt | None:
         own = unsteadiness(evidence.mild, evidence.strong) if evidence else look(None, machine)[0]

@@ -7,7 +7,7 @@ A model keeps the labelled scans for that, unless it is asked not to.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,46 +16,57 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..image.grid import Conformed, halved
-from ..image.masks import Mask, dice
+from ..image.masks import dice
+from ..image.structures import Shares, doubled
 from ..machine.files import save_tensors
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source, source
 from .inference import mask_from
-from .registration import halve, propagate, vote_of
+from .registration import propagate, vote_of
+from .synthesis import halve
 
 LABEL_FILE = "label.safetensors"
+KEPT = ("image", "mask", "fine", "parts")  # of a source
 AGREED = 0.9  # Dice of both masks; below, registration or network failed
 
 
-def propagate_labels(
-    sources: Sequence[Source], conformed: Conformed, runtime: Runtime
-) -> tuple[Conformed, float]:
-    """Propagate the labelled masks to a scan and average them: in [0, 1], as fine as they are.
+@dataclass(frozen=True)
+class Opinion:
+    """What the labelled scans say of another, by registration."""
 
-    Returns also how well the labelled scans explain it, in [0, 1] (see `propagate`), on average.
-    """
+    mask: Conformed  # the mean of their masks, in [0, 1], as fine as these are
+    explained: float  # how well they explain it, in [0, 1] (see `propagate`), on average
+    shares: Shares | None = None  # of structures: the mean of theirs, as fine as these are
 
-    def on(machine: Runtime) -> tuple[Tensor, float]:
+
+def propagate_labels(sources: Sequence[Source], conformed: Conformed, runtime: Runtime) -> Opinion:
+    """Propagate the labelled masks to a scan, and the structures, if they have any."""
+
+    def on(machine: Runtime) -> tuple[Tensor, float, Tensor | None]:
         image, inside = (
             torch.from_numpy(array).to(machine.device, torch.float32)[None, None]
             for array in (conformed.data, conformed.inside)
         )
         found = [propagate(origin.to(machine.device), image, inside) for origin in sources]
-        masks, explained = zip(*found, strict=True)
-        return torch.stack(masks).mean(0).cpu(), sum(explained) / len(explained)
+        masks = torch.stack([one.mask for one in found])
+        explained = sum(one.explained for one in found) / len(found)
+        shares = [one.shares.cpu() for one in found if one.shares is not None]
+        return masks.mean(0).cpu(), explained, _mean(shares) if shares else None
 
-    propagated, explained = as_memory_allows(on, runtime.rungs())
+    propagated, explained, shares = as_memory_allows(on, runtime.rungs())
     affine, inside = conformed.affine, conformed.inside
     if propagated.shape != inside.shape:
         affine, inside = halved(affine), doubled(inside)
-    return Conformed(
-        np.where(inside, propagated.numpy(), np.float32(0)), affine, inside
-    ), explained
+    mask = Conformed(np.where(inside, propagated.numpy(), np.float32(0)), affine, inside)
+    return Opinion(mask, explained, None if shares is None else shares.numpy())
 
 
-def doubled(mask: Mask) -> Mask:
-    """Repeat every voxel of a mask (X, Y, Z) along each axis: (2X, 2Y, 2Z)."""
-    return mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+def _mean(shares: Sequence[Tensor]) -> Tensor:
+    """Average shares structure by structure, so that little memory is taken."""
+    if len(shares) == 1:
+        return shares[0]
+    means = [torch.stack(one).float().mean(0).round() for one in zip(*shares, strict=True)]
+    return torch.stack([mean.to(torch.uint8) for mean in means])
 
 
 def coarsened(propagated: Conformed, scan: Conformed) -> NDArray[np.float32]:
@@ -75,43 +86,57 @@ def weight_of(explained: float) -> float:
     return 1 - 1 / (1 + vote * (1 + vote))
 
 
-def join(found: Conformed, propagated: Conformed, explained: float) -> tuple[Conformed, float]:
+def join(found: Conformed, said: Opinion) -> tuple[Conformed, float]:
     """Join the network's probability and the propagated label, both in [0, 1].
 
     What comes back is as fine as the label. Returns also the label's weight (see `weight_of`). It
     is 0, and the probability as it was, where the masks of network and label do not agree, because
     one of the two has failed.
     """
-    probability, weight = found.data, weight_of(explained)
-    agreement = dice(mask_from(probability), mask_from(coarsened(propagated, found)))
+    probability, weight = found.data, weight_of(said.explained)
+    agreement = dice(mask_from(probability), mask_from(coarsened(said.mask, found)))
     if not weight or agreement < AGREED:
         return found, 0.0
-    if propagated.data.shape != probability.shape:
+    if said.mask.data.shape != probability.shape:
         probability = halve(torch.from_numpy(probability)[None, None])[0, 0].numpy()
-    joined = np.float32(1 - weight) * probability + np.float32(weight) * propagated.data
-    return replace(propagated, data=joined), weight
+    joined = np.float32(1 - weight) * probability + np.float32(weight) * said.mask.data
+    return replace(said.mask, data=joined), weight
+
+
+def join_shares(network: Shares, label: Shares, weight: float) -> Shares:
+    """Join what network and propagated label say of structures; it is as fine as the label."""
+    joined = np.empty_like(label)
+    for number, share in enumerate(network):
+        values = torch.from_numpy(share)[None, None].float()
+        values = values if share.shape == label.shape[1:] else halve(values)
+        mean = (1 - weight) * values[0, 0].numpy() + weight * label[number]
+        joined[number] = np.rint(mean)
+    return joined
 
 
 def keep(folder: Path, sources: Sequence[Source]) -> None:
     """Write the labelled scans and their masks, as they are on the model's grid."""
     tensors = {}
     for number, one in enumerate(sources):
-        for name, volume in (("image", one.image), ("mask", one.mask), ("fine", one.fine)):
+        for name in KEPT:
+            volume = getattr(one, name)
             if volume is not None:
                 tensors[f"{name}_{number}"] = volume[0, 0].half().contiguous()
     save_tensors(folder / LABEL_FILE, tensors, {})
 
 
-def kept(tensors: Mapping[str, Tensor]) -> tuple[Source, ...]:
+def kept(tensors: Mapping[str, Tensor], structures: int = 0) -> tuple[Source, ...]:
     """Make sources of what `keep` wrote; raises `LookupError` for other tensors."""
     numbers = range(sum(name.startswith("image") for name in tensors))
     return tuple(
-        _source(*(tensors.get(f"{n}_{i}") for n in ("image", "mask", "fine"))) for i in numbers
+        _source({name: tensors.get(f"{name}_{i}") for name in KEPT}, structures) for i in numbers
     )
 
 
-def _source(image: Tensor | None, mask: Tensor | None, fine: Tensor | None) -> Source:
-    if image is None or mask is None:
-        raise KeyError("a labelled scan without its image or its mask")
-    found = source(torch.zeros_like(image, dtype=torch.float32), image.float(), mask.float())
-    return found if fine is None else replace(found, fine=fine.float()[None, None])
+def _source(tensors: Mapping[str, Tensor | None], structures: int) -> Source:
+    image, mask, *more = (t if t is None else t.float() for t in map(tensors.get, KEPT))
+    if image is None or mask is None or (tensors["parts"] is None) != (structures == 0):
+        raise KeyError("a labelled scan without its image, its mask or its structures")
+    found = source(torch.zeros_like(image), image, mask)
+    fine, parts = (t if t is None else t[None, None] for t in more)
+    return replace(found, fine=fine, parts=parts, structures=structures)

@@ -17,15 +17,16 @@ from ..errors import BadData
 from ..image.grid import Conformed
 from ..image.head import refuse_stripped
 from ..image.masks import Mask, dice, millilitres, pack, unpack
+from ..image.structures import Numbers, coarsened_numbers, most
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import as_memory_allows, check_stop
 from .autoencoder import shape_score
 from .classes import Source
-from .inference import mask_from, predict
+from .inference import View, mask_from, view
 from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
-from .propagation import coarsened, propagate_labels, weight_of
+from .propagation import coarsened, join_shares, propagate_labels, weight_of
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -89,6 +90,8 @@ class Guess:
     mask: Mask
     propagated: Mask | None = None  # the labelled mask as registration propagates it
     agreement: float | None = None  # Dice of that and the network's mask, if both were made
+    numbers: Numbers | None = None  # structures in the mask, in voxels as large or half as large
+    opinion: Numbers | None = None  # structures in the propagated mask, likewise
 
 
 Guesser = Callable[[Conformed], Guess]
@@ -102,24 +105,30 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
     The consensus weighs them scan by scan, as at masking: see `weight_of`.
     """
 
-    def by_network(conformed: Conformed) -> NDArray[np.float32]:
+    def by_network(conformed: Conformed) -> View:
         return as_memory_allows(
-            lambda machine: predict(network, conformed, machine, trainer.method.copies),
+            lambda machine: view(network, conformed, machine, trainer.method.copies),
             trainer.runtime.rungs(),
         )
 
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
-            return Guess(mask_from(by_network(conformed)))
-        fine, explained = propagate_labels(sources, conformed, trainer.runtime)
-        second = coarsened(fine, conformed)
+            first = by_network(conformed)
+            return Guess(first.mask, numbers=first.numbers(first.mask))
+        said = propagate_labels(sources, conformed, trainer.runtime)
+        second = coarsened(said.mask, conformed)
         propagated = mask_from(second)
+        opinion = None if said.shares is None else most(said.shares, propagated)
         if way == "registration":
-            return Guess(propagated, propagated)
+            return Guess(propagated, propagated, numbers=opinion, opinion=opinion)
         first = by_network(conformed)
-        weight = np.float32(weight_of(explained))
-        consensus = mask_from((1 - weight) * first + weight * second)
-        return Guess(consensus, propagated, dice(mask_from(first), propagated))
+        weight = np.float32(weight_of(said.explained))
+        consensus = mask_from((1 - weight) * first.brain + weight * second)
+        agreement, numbers = dice(first.mask, propagated), None
+        if first.shares is not None and said.shares is not None:
+            shares = join_shares(first.shares, said.shares, float(weight))
+            numbers = most(shares, consensus)
+        return Guess(consensus, propagated, agreement, numbers, opinion)
 
     return guess
 
@@ -220,8 +229,11 @@ def _candidate(
     refuse_stripped(scan.path, conformed, made.mask)
     if draw:
         draw(scan, conformed, made)
+    judged: Mask | Numbers = made.mask
+    if made.numbers is not None:
+        judged = coarsened_numbers(made.numbers, made.mask.shape)
     score, _ = as_memory_allows(
-        lambda machine: shape_score(autoencoder, made.mask, machine), trainer.runtime.rungs()
+        lambda machine: shape_score(autoencoder, judged, machine), trainer.runtime.rungs()
     )
     volume_ml = millilitres(made.mask, conformed.affine)
     candidate = Candidate(scan.relative, score, made.agreement, volume_ml)
@@ -229,7 +241,11 @@ def _candidate(
     if made.propagated is not None:
         masks["propagated"] = made.propagated
     card = {"fingerprint": key, "candidate": asdict(candidate), "shape": made.mask.shape}
-    files.save_tensors(path, {name: _packed(mask) for name, mask in masks.items()}, card)
+    tensors = {name: _packed(mask) for name, mask in masks.items()}
+    for name, numbers in (("numbers", made.numbers), ("opinion", made.opinion)):
+        if numbers is not None:
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(numbers))
+    files.save_tensors(path, tensors, card)
     return candidate
 
 
@@ -237,11 +253,17 @@ def _packed(mask: Mask) -> Tensor:
     return torch.frombuffer(bytearray(pack(mask)), dtype=torch.uint8)
 
 
-def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, Mask]:
-    """Read the masks that :func:`rank` left on disk: ``mask`` and, if any, ``propagated``."""
+def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
+    """Read what :func:`rank` left on disk: ``mask`` and, if any, ``propagated``.
+
+    Of structures also ``numbers`` in the former and ``opinion`` in the latter.
+    """
     tensors, card = files.load_tensors(_place(trainer, scan, name))
     shape = tuple(card["shape"])
-    return {key: unpack(t.numpy().tobytes(), shape) for key, t in tensors.items()}
+    return {
+        key: t.numpy() if t.dim() == 3 else unpack(t.numpy().tobytes(), shape)
+        for key, t in tensors.items()
+    }
 
 
 def _place(trainer: Trainer, scan: Scan, name: str) -> Path:
@@ -256,6 +278,7 @@ def pseudo_label(trainer: Trainer, kept: Sequence[Scan], name: str) -> list[Sour
         for scan in kept:
             check_stop()
             conformed = trainer.conform(scan)
-            sources.append(trainer.source(conformed, masks_of(trainer, scan, name)["mask"]))
+            found = masks_of(trainer, scan, name)
+            sources.append(trainer.source(conformed, found["mask"], found.get("numbers")))
             progress.step(scan.name)
     return sources

@@ -8,6 +8,7 @@ can be undone, and the mask is propagated along the way back.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..machine.runtime import one_by_one, side_by_side
 from .classes import Source
-from .synthesis import along, blur_matrix, integrate, sample, voxel_indices
+from .synthesis import along, blur_matrix, halved_points, integrate, sample, voxel_indices
 
 POINTS = 64  # along each axis of the labelled scan at the finest level
 # how far around the brain the similarity counts: shares of the grid's edge, or of that of so many
@@ -57,13 +58,21 @@ class Box:
         return volume[..., ::stride, ::stride, ::stride]
 
 
-def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, float]:
-    """Propagate the mask of a labelled scan to another, in [0, 1] on its grid.
+@dataclass(frozen=True)
+class Propagated:
+    """A label on another scan's grid, or on that in voxels half as large."""
+
+    mask: Tensor  # (X, Y, Z) in [0, 1]
+    explained: float  # squared local correlation of both scans, in [0, 1]
+    shares: Tensor | None = None  # (K, X, Y, Z) of its structures, in steps of 1/255
+
+
+def propagate(origin: Source, image: Tensor, inside: Tensor) -> Propagated:
+    """Propagate the mask of a labelled scan, and its structures, to another.
 
     The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size; ``inside``, 0 and 1,
-    is its field of view. The mask is (X, Y, Z); where the source has a fine one it is (2X, 2Y,
-    2Z). Returns also the squared local correlation that the stiff registration reaches, in [0, 1]:
-    how well one explains the other where that is seen.
+    is its field of view. What the source has in voxels half as large comes so. What is explained
+    is as of the stiff registration, where it is seen.
 
     Notes
     -----
@@ -82,10 +91,12 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> tuple[Tensor, fl
     start = max(do(*both), key=lambda pose: _explained(box, scan, pose, still))
     ways = [partial(_deform, box, scan, start, spacing) for spacing in (STIFF, FREE)]
     found = do(*ways)
-    stiff, free = (_pull_back(box, origin, image, *deformation) for deformation in found)
+    places = [_places(box, image, *deformation) for deformation in found]
     explained = _explained(box, scan, *found[0])
     vote = vote_of(explained)
-    return (stiff + vote * free) / (1 + vote), explained
+    stiff, free = (_read_mask(origin, where) for where in places)
+    mask = (stiff + vote * free) / (1 + vote)
+    return Propagated(mask, explained, _read_shares(origin, mask > 0, places, vote))
 
 
 def vote_of(explained: float) -> float:
@@ -271,17 +282,40 @@ def displacement(box: Box, knots: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _pull_back(box: Box, origin: Source, image: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
+def _places(box: Box, image: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
+    """Find where in the labelled scan each voxel of the other one lies: (1, 3, X, Y, Z)."""
     points = unplace(voxel_indices(image.shape[2:], image.device), pose, box.centre)
-    where = points + displacement(box, -knots, points)
+    return points + displacement(box, -knots, points)
+
+
+def _read_mask(origin: Source, where: Tensor) -> Tensor:
     if origin.fine is None:
         return sample(origin.mask, where)[0, 0]
-    return sample(origin.fine, 2 * halve(where) + 0.5)[0, 0]
+    return sample(origin.fine, halved_points(where))[0, 0]
 
 
-def halve(volume: Tensor) -> Tensor:
-    """Interpolate volumes (B, C, X, Y, Z) at voxels half as large: (B, C, 2X, 2Y, 2Z)."""
-    return F.interpolate(volume, scale_factor=2, mode="trilinear", align_corners=False)
+def _read_shares(
+    origin: Source, brain: Tensor, places: Sequence[Tensor], vote: float
+) -> Tensor | None:
+    """Read the structures at places of the stiff and the free registration, within the brain."""
+    if origin.parts is None:
+        return None
+    if origin.parts.shape[2] > origin.mask.shape[2]:
+        places = [halved_points(where) for where in places]
+    shape = places[0].shape[2:]
+    shares = torch.zeros((origin.structures, *shape), dtype=torch.uint8, device=brain.device)
+    found = F.interpolate(brain[None, None].float(), size=shape)[0, 0].nonzero()
+    if not len(found):
+        return shares
+    ends = zip(found.amin(0).tolist(), (found.amax(0) + 1).tolist(), strict=True)
+    x, y, z = (slice(a, b) for a, b in ends)
+    places = [where[..., x, y, z] for where in places]
+    for number in range(origin.structures):
+        one = (origin.parts == number + 1).float()
+        stiff, free = (sample(one, where)[0, 0] for where in places)
+        mean = (stiff + vote * free) / (1 + vote)
+        shares[number, x, y, z] = (255 * mean).round().to(torch.uint8)
+    return shares
 
 
 def _scale(box: Box) -> Tensor:

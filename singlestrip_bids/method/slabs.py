@@ -5,6 +5,8 @@ Without gradients, and in place: each slab takes the room of what it was compute
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from torch import Tensor, nn
 from .networks import SLOPE, InstanceNorm, UNet, fold, unfold
 
 
-def forward_in_slabs(network: UNet, image: Tensor, slab: int) -> Tensor:
-    """Logits of images (B, 1, X, Y, Z), with ``slab`` bytes of room for the input of a layer."""
+def forward_in_slabs(network: UNet, image: Tensor, slab: int) -> Iterator[Tensor]:
+    """Logits of images (B, 1, X, Y, Z), with ``slab`` bytes of room for the input of a layer.
+
+    First those of the brain, then of each structure.
+    """
     stem = network.config.stem
     x = fold(image, stem).contiguous(memory_format=torch.channels_last_3d)
     skips: list[Tensor] = []
@@ -23,7 +28,9 @@ def forward_in_slabs(network: UNet, image: Tensor, slab: int) -> Tensor:
     x = skips.pop()
     for block in network.decoder:
         x = block_in_slabs(block, skips.pop(), x, slab)
-    return unfold(_convolve(network.head, x, None, slab), stem)
+    for number, head in enumerate(network.heads, 1):
+        seen = x if number == len(network.heads) else x.clone()  # it is overwritten
+        yield unfold(_convolve(head, seen, None, slab), stem)
 
 
 def block_in_slabs(block: nn.Module, x: Tensor, below: Tensor | None, slab: int) -> Tensor:

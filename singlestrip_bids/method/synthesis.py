@@ -27,7 +27,7 @@ _FWHM = 2 * math.sqrt(2 * math.log(2))
 class Appearance:
     """Random numbers behind the intensities of one batch of B images, of n voxels an edge."""
 
-    grey: Tensor  # (B, 17) of the classes
+    grey: Tensor  # (B, 17 or more) of the classes
     remap: Tensor  # (B, K) knots of the look-up table of real images
     blur: Tensor  # (B, 3) FWHM in voxels
     bias: Tensor  # (B, 1, c, c, c) control points, logarithmic
@@ -135,6 +135,16 @@ def read(volume: Tensor, grid: Tensor, padding: str = "zeros", mode: str = "bili
     return found.transpose(0, 2) if by_plane else found
 
 
+def halve(volume: Tensor) -> Tensor:
+    """Interpolate volumes (B, C, X, Y, Z) at voxels half as large: (B, C, 2X, 2Y, 2Z)."""
+    return F.interpolate(volume, scale_factor=2, mode="trilinear", align_corners=False)
+
+
+def halved_points(points: Tensor) -> Tensor:
+    """Points between points (B, 3, x, y, z), in voxels half as large: (B, 3, 2x, 2y, 2z)."""
+    return 2 * halve(points) + 0.5
+
+
 def draw_points(
     generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
 ) -> Tensor:
@@ -151,11 +161,11 @@ def draw_points(
 
 
 def draw_appearance(
-    generator: Generator, batch: int, size: int, config: SynthesisConfig
+    generator: Generator, batch: int, size: int, config: SynthesisConfig, classes: int = CLASSES
 ) -> Appearance:
     """Draw all that decides the intensities of a batch."""
     device = generator.device
-    grey = _uniform(generator, (batch, CLASSES), 0, 1)
+    grey = _uniform(generator, (batch, classes), 0, 1)
     grey[:, 0] = 0
     dark = _with_probability(generator, batch, config.dark_air_probability)
     grey[:, 1:2] = torch.where(dark, grey[:, 1:2] * 0.05, grey[:, 1:2])
@@ -281,17 +291,36 @@ def normalise(image: Tensor) -> Tensor:
     return ((image - low.view(shape)) / (high - low).clamp(min=1e-4).view(shape)).clamp(0, 1)
 
 
+def _shares(origin: Source, points: Tensor) -> list[Tensor]:
+    """Read what each structure has of every voxel at points (1, 3, n, n, n): (1, K, n, n, n)."""
+    if origin.parts is None:
+        return []
+    size, count = points.shape[2:], math.prod(points.shape[2:])
+    place = torch.arange(count, device=points.device).view(1, 1, *size)
+    fine = origin.parts.shape[2] > origin.mask.shape[2]
+    if fine:
+        points = halved_points(points)
+        place = F.interpolate(place.double(), scale_factor=2.0, mode="nearest").long()
+    where = grid_of(points, origin.parts.shape[2:])
+    numbers = read(origin.parts, where, mode="nearest").long()
+    shares = torch.zeros((origin.structures + 1) * count, device=points.device)
+    each = torch.full((numbers.numel(),), 1 / 8 if fine else 1.0, device=points.device)
+    shares.scatter_add_(0, (numbers * count + place).flatten(), each)
+    return [shares.view(1, -1, *size)[:, 1:]]
+
+
 def training_batch(
     generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
 ) -> tuple[Tensor, Tensor]:
     """Make an image and its target from each of B sources: (B, 1, n, n, n) in [0, 1], both.
 
-    The target is the deformed mask, linearly interpolated, within the field of view. The generator
-    is on the device of the sources, and each batch takes one of its own; ``size`` is n.
+    The target is the deformed mask, linearly interpolated, within the field of view; shares of
+    the structures follow it, (B, 1 + K, n, n, n), if the sources have any. The generator is on
+    the device of the sources, and each batch takes one of its own; ``size`` is n.
     """
     batch = len(sources)
     points = draw_points(generator, sources, size, config)
-    appearance = draw_appearance(generator, batch, size, config)
+    appearance = draw_appearance(generator, batch, size, config, sources[0].count)
     host = on_host(generator, "real")
     real = [host.random() < config.real_fraction for _ in sources]
     images, insides, masks = [], [], []
@@ -306,7 +335,7 @@ def training_batch(
             image = appearance.grey[i][classes.long()]
         images.append(image * inside)
         insides.append(inside)
-        masks.append(read(origin.mask, where))
+        masks.append(torch.cat([read(origin.mask, where), *_shares(origin, points[i : i + 1])], 1))
     inside = torch.cat(insides)
     image = acquire(torch.cat(images), inside, appearance)
     return image, torch.cat(masks) * inside * field_of_view(appearance.crop, size)

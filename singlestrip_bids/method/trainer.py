@@ -19,15 +19,24 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..bids.derivatives import Derivatives
+from ..bids.dseg import structures_in
 from ..bids.label import Label
 from ..bids.scans import Scan
 from ..config import PHANTOM, MethodConfig, RunConfig, TrainingConfig
 from ..errors import BadData, CannotCreate, IOFailed, ScanFailed, Usage
 from ..image import nifti
 from ..image.frame import Frame
-from ..image.grid import Conformed, HalvedGrid, conform, conform_image
+from ..image.grid import Conformed, Grid, HalvedGrid, conform, conform_image
 from ..image.head import refuse_stripped
 from ..image.masks import clean
+from ..image.nifti import Image
+from ..image.structures import (
+    Numbers,
+    Structure,
+    coarsened_numbers,
+    conform_numbers,
+    numbered,
+)
 from ..machine import files
 from ..machine.runlog import report_crash
 from ..machine.runtime import OUT_OF_MEMORY, Runtime, as_memory_allows, mix_seed
@@ -42,6 +51,7 @@ from .training import Loss, fit, learning_rate, load_weights
 LOG = logging.getLogger("singlestrip_bids")
 
 HALVED = 128  # voxels along an edge of the largest grid on which labels have a fine mask, too
+FINE = 64  # the same, of the largest on which structures are told apart in voxels half as large
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Trainer:
     frame: Frame  # how scans are brought to the networks' grid
     runtime: Runtime
     key: str = ""  # fingerprint of the labels and of all settings that decide SL-1
+    structures: tuple[Structure, ...] = ()  # that the labels tell apart, if any
     log_dir: Path | None = None  # for crash files
     stop_on_first_crash: bool = False
 
@@ -82,11 +93,23 @@ class Trainer:
             raise ScanFailed(f"Stopped at the first scan that failed: {note}") from error
         return note
 
-    def source(self, conformed: Conformed, mask: NDArray) -> Source:
-        """Fit the mixtures under a mask and move the volume to the device."""
-        classes = class_map(conformed.data, mask > 0.5, conformed.inside, self.method.seed)
-        arrays = (classes, conformed.data, np.asarray(mask, dtype=np.float32))
-        return source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
+    def source(
+        self, conformed: Conformed, mask: NDArray, numbers: Numbers | None = None
+    ) -> Source:
+        """Fit the mixtures under a mask and move the volume to the device.
+
+        ``numbers`` are those of structures in the mask, in voxels as large or half as large.
+        """
+        data, count = conformed.data, len(self.structures)
+        parts = None if numbers is None else coarsened_numbers(numbers, data.shape)
+        seed, inside = self.method.seed, conformed.inside
+        classes = class_map(data, mask > 0.5, inside, seed, parts=parts, structures=count)
+        arrays = (classes, data, np.asarray(mask, dtype=np.float32))
+        made = source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
+        if numbers is None:
+            return made
+        fine = torch.from_numpy(numbers).to(self.runtime.device, torch.float32)[None, None]
+        return replace(made, parts=fine, structures=count)
 
     def train(
         self,
@@ -171,12 +194,14 @@ def begin(
     if config.work_dir:  # which other trainings may share
         work = config.work_dir / files.fingerprint(key, str(config.output_dir))[:16]
     how = config.log_dir, config.stop_on_first_crash
-    trainer = Trainer(folder, work, method, frame, runtime, key, *how)
+    structures, numbers = _structures(labels, [image for image, _ in pairs], grid)
+    trainer = Trainer(folder, work, method, frame, runtime, key, structures, *how)
     masks = [conform(mask, image.affine, grid, image.fill).data for image, mask in pairs]
     images = [conform_image(image, grid) for image, _ in pairs]
     for label, image, mask in zip(labels, images, masks, strict=True):
         refuse_stripped(label.scan.path, image, mask > 0.5)
-    sources = [trainer.source(one, mask) for one, mask in zip(images, masks, strict=True)]
+    heads = zip(images, masks, numbers, strict=True)
+    sources = [trainer.source(*head) for head in heads]
     if grid.size > HALVED:
         return trainer, sources
     fine = [conform(mask, image.affine, HalvedGrid(grid), image.fill) for image, mask in pairs]
@@ -184,19 +209,80 @@ def begin(
     return trainer, [replace(one, fine=mask) for one, mask in zip(sources, move, strict=True)]
 
 
+def _structures(
+    labels: Sequence[Label], images: Sequence[Image], grid: Grid
+) -> tuple[tuple[Structure, ...], list[Numbers | None]]:
+    """Read what the labels tell apart, and number it on the grid, in voxels of 2 mm or so.
+
+    A label that is a mask, or holds one structure, tells nothing apart; labels are all of one
+    kind.
+    """
+    nothing: list[Numbers | None] = [None] * len(labels)
+    kinds = {label.is_dseg for label in labels}
+    if len(kinds) > 1:
+        masks = [str(label.mask) for label in labels if not label.is_dseg]
+        raise Usage(f"{', '.join(masks)}: a mask, other labels are segmentations. Use one kind.")
+    if kinds == {False}:
+        return (), nothing
+    found = [
+        nifti.load_dseg(label.mask, image) for label, image in zip(labels, images, strict=True)
+    ]
+    named = structures_in({label.mask: one for label, one in zip(labels, found, strict=True)})
+    structures = tuple(one for one in named if _is_seen(one, labels, found, images, grid))
+    if len(structures) < 2:
+        return (), nothing
+    fine = grid if grid.size > FINE else HalvedGrid(grid)
+    LOG.info("%d structures: %s.", len(structures), ", ".join(s.name for s in structures[:9]))
+    pairs = zip(images, found, strict=True)
+    return structures, [
+        conform_numbers(numbered(one, structures), image.affine, fine, image.fill)
+        for image, one in pairs
+    ]
+
+
+def _is_seen(
+    one: Structure,
+    labels: Sequence[Label],
+    segmentations: Sequence[NDArray[np.int64]],
+    images: Sequence[Image],
+    grid: Grid,
+) -> bool:
+    """Tell whether a structure has at least one voxel of the grid in a label; warn if not."""
+    sizes = [
+        float(np.prod(image.sizes)) * int((found == one.index).sum())
+        for image, found in zip(images, segmentations, strict=True)
+    ]
+    if max(sizes) >= grid.voxel_size**3:
+        return True
+    LOG.warning(
+        "%s: %s (index %d) has %.3g mm3, less than one voxel of the working grid; it is left out, "
+        "and what lies there goes to its neighbours.",
+        labels[0].mask, one.name, one.index, max(sizes),
+    )  # fmt: skip
+    return False
+
+
 def train_autoencoder(trainer: Trainer, sources: Sequence[Source]) -> Autoencoder:
     """Train the autoencoder on slices of the labels alone (SingleStrip, section 2.3)."""
     method, runtime = trainer.method, trainer.runtime
     torch.manual_seed(mix_seed(method.seed, 1))
-    network = Autoencoder(method.quality)
-    masks = [(source.mask[0, 0] > 0.5).cpu().numpy() for source in sources]
-    brain = torch.cat([slices(mask, method.quality.slice_size) for mask in masks])
-    loss = loss_over(brain.to(runtime.device), method.quality.batch_size)
+    network = Autoencoder(method.quality, len(trainer.structures))
+    brain = torch.cat([slices(_shape(source), method.quality.slice_size) for source in sources])
+    loss = loss_over(brain.to(runtime.device), method.quality.batch_size, network.classes)
     with runtime.first():  # its batches cannot be shared out; the others read it
         alone = replace(trainer, runtime=runtime.alone())
         settings = schedule(brain, method.quality)
         alone.train("autoencoder", network, loss, settings, trainer.key)
     return network
+
+
+def _shape(origin: Source) -> NDArray:
+    """Return what the autoencoder learns: a mask (X, Y, Z), or the numbers of its structures."""
+    mask = (origin.mask[0, 0] > 0.5).cpu().numpy()
+    if origin.parts is None:
+        return np.asarray(mask)
+    numbers = origin.parts[0, 0].to(torch.uint8).cpu().numpy()
+    return coarsened_numbers(numbers, mask.shape)
 
 
 def train_first(trainer: Trainer, sources: Sequence[Source], heads: Sequence[Source]) -> Trained:
@@ -242,11 +328,12 @@ def fine_tune(
 
 def _new_network(trainer: Trainer) -> UNet:
     torch.manual_seed(mix_seed(trainer.method.seed, 0))
-    network = UNet(trainer.method.network)
+    network = UNet(trainer.method.network, len(trainer.structures))
     if trainer.method.init == PHANTOM.name:
         path = PHANTOM / f"{PHANTOM.name}.safetensors"
+        parts = {k: t for k, t in network.state_dict().items() if k.startswith("parts.")}
         try:
-            load_weights(path, network, files.load_tensors(path)[0])
+            load_weights(path, network, {**files.load_tensors(path)[0], **parts})
         except BadData as error:
             raise Usage("--init phantom goes with the network of --preset quick.") from error
     return network

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..image.masks import Mask, box
+from ..image.structures import Numbers
 
 OUTLINE = "#ffb000"  # orange, told apart from grey by all eyes
 SECOND = "#56b4e9"  # sky blue, told apart from orange by all eyes
@@ -45,6 +46,7 @@ class Mosaic:
     outline: str  # SVG of the border of the mask
     outside: str  # SVG, black wherever the mask is not
     rebuilt: str | None  # SVG of the border of the rebuilt mask, and where both differ
+    parts: bytes | None  # PNG of the structures in their colours, clear elsewhere
     thumbnail: bytes  # JPEG of the middle slices with the outline
 
 
@@ -56,10 +58,18 @@ class _Tile:
     masks: list[list[NDArray[np.float64]]]  # an outline is (N, 2), x and y in pixels
 
 
-def mosaic(data: NDArray, mask: Mask, sizes: NDArray, rebuilt: Mask | None = None) -> Mosaic:
+def mosaic(
+    data: NDArray,
+    mask: Mask,
+    sizes: NDArray,
+    rebuilt: Mask | None = None,
+    numbers: Numbers | None = None,
+    colours: Sequence[str] = (),
+) -> Mosaic:
     """Draw a mask over its scan (X, Y, Z), and a second, rebuilt one to compare it with.
 
     Axes are closest to RAS, the mask is not empty, and ``sizes`` are a voxel's edges in mm (3,).
+    The ``numbers`` are those of structures, which have ``colours``.
     """
     extent = _extent(mask)
     window = [_window(*ends, n, s) for ends, n, s in zip(extent, mask.shape, sizes, strict=True)]
@@ -73,11 +83,14 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray, rebuilt: Mask | None = Non
     low = np.percentile(shown[thin], 1)
     high = np.percentile(shown[inner], 99.5)  # of the brain: fat may be far brighter
     grey_scale = low, max(high - low, np.finfo(np.float32).tiny)
-    rows = []
+    rows, painted = [], []
     for plane, (first, last) in reversed(list(enumerate(extent))):
         places = np.linspace(first, last, COLUMNS + 2)[1:-1] - window[plane].start
         places = places.round().astype(int)
         rows.append([_tile(shown, masks, plane, at, zoom, grey_scale) for at in places])
+        if numbers is not None:
+            cut = numbers[tuple(window)]
+            painted.append([_numbered(cut, plane, at, zoom) for at in places])
     canvas, placed = _lay_out(rows)
     d, *second = (_path(lines) for lines in placed)
     height, width = canvas.shape
@@ -87,6 +100,7 @@ def mosaic(data: NDArray, mask: Mask, sizes: NDArray, rebuilt: Mask | None = Non
         _svg(width, height, _BORDER.format(d)),
         _svg(width, height, f'<path d="M0 0H{width}V{height}H0Z{d}" fill-rule="evenodd"/>'),
         _svg(width, height, _REBUILT.format(d, *second * 2)) if second else None,
+        _coloured(_lay_out(painted)[0], colours) if painted else None,
         _jpeg(_thumbnail(middle)),
     )
 
@@ -163,8 +177,7 @@ def _tile(
     where: tuple[slice | int, ...] = (*[slice(None)] * plane, at)  # np.take would copy it all
     cut = data[where].T[::-1]
     grey = np.clip((cut - scale[0]) / scale[1] * 255, 0, 255).astype(np.uint8)
-    width = max(round(grey.shape[1] * across), 1)
-    height = max(round(grey.shape[0] * up), 1)
+    width, height = max(round(grey.shape[1] * across), 1), max(round(grey.shape[0] * up), 1)
     picture = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
     factor = width / grey.shape[1], height / grey.shape[0]
     outlines = []
@@ -173,6 +186,24 @@ def _tile(
         lines = contour_generator(z=padded).lines(0.5)
         outlines.append([(np.asarray(line) - 0.5) * factor for line in lines])
     return _Tile(np.asarray(picture), outlines)
+
+
+def _numbered(numbers: Numbers, plane: int, at: int, zoom: NDArray) -> _Tile:
+    """Cut one slice of numbers, as large as that of the scan."""
+    across, up = np.delete(zoom, plane)
+    cut = np.take(numbers, at, plane).T[::-1]
+    size = max(round(cut.shape[1] * across), 1), max(round(cut.shape[0] * up), 1)
+    picture = Image.fromarray(np.ascontiguousarray(cut)).resize(size, Image.Resampling.NEAREST)
+    return _Tile(np.asarray(picture), [])
+
+
+def _coloured(numbers: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
+    """Write numbers (rows, columns) as a PNG in their colours, 0 clear."""
+    picture = Image.fromarray(numbers, "P")
+    picture.putpalette(bytes.fromhex("".join(["000000", *(c.removeprefix("#") for c in colours)])))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", transparency=0, optimize=True)
+    return stream.getvalue()
 
 
 def _lay_out(

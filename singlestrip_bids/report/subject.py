@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from ..bids.derivatives import TOOL, Derivatives, sidecar_path
 from ..bids.scans import Scan
 from ..errors import SingleStripError
 from ..image import nifti
+from ..image.brain import Parts
 from ..image.grid import conform, restore_mask
 from ..image.masks import Mask
 from ..image.nifti import Image
+from ..image.structures import Numbers, Structure, conform_numbers, numbered
 from ..machine import files
 from ..machine.runtime import check_stop
 from ..method.autoencoder import rebuild
@@ -40,6 +42,7 @@ PICTURES = {
     "outline": ".svg",
     "outside": ".svg",
     "rebuilt": ".svg",
+    "parts": ".png",
     "thumbnail": ".jpg",
 }  # of a mask
 BARS = 32  # of the histogram of volumes
@@ -64,6 +67,7 @@ class Row:
     fields: Mapping[str, Any]  # of the sidecar; empty if there is no mask
     pictures: Mapping[str, str]  # from a key of `PICTURES` to an address in the output folder
     remarks: tuple[str, ...]  # what a person should know before using the mask
+    structures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by their names
 
     @property
     def name(self) -> str:
@@ -97,16 +101,21 @@ def draw(
     image: Image,
     mask: Mask,
     reconstruct: Callable[[], Mask] | None = None,
+    parts: Parts | None = None,
 ) -> None:
     """Write the pictures of a mask; a failure is logged and nothing else.
 
-    ``reconstruct`` makes the mask as the autoencoder rebuilds it, on the grid of the image.
+    ``reconstruct`` makes the mask as the autoencoder rebuilds it, on the grid of the image;
+    ``parts`` are the structures in it.
     """
     try:
         rebuilt = reconstruct() if reconstruct else None
         upright, sizes = nifti.upright(image.data, image.affine)
         second = None if rebuilt is None else nifti.upright(rebuilt, image.affine)[0]
-        pictures = mosaic(upright, nifti.upright(mask, image.affine)[0], sizes, second)
+        numbers = None if parts is None else nifti.upright(parts.numbers, image.affine)[0]
+        colours = [] if parts is None else [one.colour for one in parts.structures]
+        brain = nifti.upright(mask, image.affine)[0]
+        pictures = mosaic(upright, brain, sizes, second, numbers, colours)
         for desc, path in _places(out, scan.relative).items():
             content = getattr(pictures, desc)
             if content is None:
@@ -201,24 +210,39 @@ def remake(
             path = out.mask(scan)
             mask = nifti.load_mask(path, image)
             fields = files.read_json(sidecar_path(path))
+            parts = _read_parts(out, scan, image)
         except SingleStripError as error:
             failures[scan.relative] = str(error)
             LOG.warning("%s", error)
             continue
-        size = fields.get("WorkingVoxelSizeMm")
-        again = None
+        size, again = fields.get("WorkingVoxelSizeMm"), None
         if trained and size and card and _is_own(fields, card):
-            again = partial(_reconstruct, trained, image, mask, size)
-        draw(out, scan, image, mask, again)
+            shape = mask if parts is None else parts.numbers
+            again = partial(_reconstruct, trained, image, shape, size)
+        draw(out, scan, image, mask, again, parts)
     write_all(out, [scan.subject for scan in scans], card, failures)
     return failures
 
 
-def _reconstruct(trained: Model, image: Image, mask: Mask, voxel_size: float) -> Mask:
-    """Reconstruct a mask that is on disk on a grid of this voxel size in mm, and bring it back."""
+def _read_parts(out: Derivatives, scan: Scan, image: Image) -> Parts | None:
+    """Read the structures in a mask on disk, if there are any."""
+    path = out.dseg(scan)
+    if not (path.is_file() and sidecar_path(path).is_file()):
+        return None
+    known = files.read_json(sidecar_path(path)).get("Structures", {})
+    structures = tuple(Structure(s["Index"], name, s["Colour"]) for name, s in known.items())
+    numbers = numbered(nifti.load_dseg(path, image), structures)
+    return Parts(structures, numbers, (), numbers[:0], image.affine)
+
+
+def _reconstruct(trained: Model, image: Image, shape: Mask | Numbers, voxel_size: float) -> Mask:
+    """Reconstruct what is on disk on a grid of this voxel size in mm, and bring back the mask."""
     grid = replace(trained.frame.grid, voxel_size=voxel_size)
-    placed = conform(mask, image.affine, grid)
-    rebuilt = rebuild(trained.autoencoder, placed.data > 0.5, trained.runtime)
+    placed = conform(shape > 0, image.affine, grid)
+    seen: Mask | Numbers = placed.data > 0.5
+    if trained.structures:
+        seen = conform_numbers(shape.astype(np.uint8), image.affine, grid)
+    rebuilt = rebuild(trained.autoencoder, seen, trained.runtime) > 0
     return restore_mask(rebuilt, placed.affine, image, cleaned=False)
 
 
@@ -254,9 +278,36 @@ def read_rows(
         pictures = _pictures(out, scan)
         if "scan" not in pictures:
             said = (*said, "There is no picture of this mask: try --reports-only, or see the log.")
-        rows.append(Row(scan, fields, pictures, said))
+        structures = _structures(out, path, fields)
+        rows.append(Row(scan, fields, pictures, said, structures))
     rows += [Row(scan, {}, {}, (f"No mask. {why}",)) for scan, why in failures.items()]
     return sorted(rows, key=lambda row: row.scan)
+
+
+def _structures(
+    out: Derivatives, path: Path, fields: Mapping[str, Any]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Read what is known of the structures in a mask, by their names; nothing of another model."""
+    sidecar = out.dseg_sidecar(path)
+    if not sidecar.is_file():
+        return {}
+    found = files.read_json(sidecar)
+    own = found.get("ModelSHA256") == fields.get("ModelSHA256")
+    return found.get("Structures", {}) if own else {}
+
+
+def write_volumes(out: Derivatives) -> None:
+    """Write the table of all structures' volumes from what is on disk; a failure is logged."""
+    try:
+        rows = [
+            {"scan": row.scan, "brain_ml": row.millilitres}
+            | {name: one["VolumeMl"] for name, one in row.structures.items()}
+            for row in read_rows(out)
+            if row.structures
+        ]
+        files.write_tsv(out.volumes, rows)
+    except Exception as error:  # as above
+        LOG.warning("The table of volumes could not be written (%r).", error)
 
 
 def remarks(fields: Mapping[str, Any], card: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ def test_schedule_counts_steps(count, steps):
 class Echo(torch.nn.Module):
     """Gives back the slices, less the upper half if so asked."""
 
-    config = CONFIG
+    config, classes = CONFIG, 2
 
     def __init__(self, half: bool = False) -> None:
         super().__init__()

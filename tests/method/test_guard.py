@@ -31,7 +31,7 @@ class Bright(nn.Module):
     def __init__(self, level: float):
         super().__init__()
         self.level = level
-        self.config = METHOD.network
+        self.config, self.parts = METHOD.network, ()
 
     def forward(self, image: Tensor) -> Tensor:
         smooth = nn.functional.avg_pool3d(image, 3, stride=1, padding=1)

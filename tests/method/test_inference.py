@@ -16,7 +16,7 @@ from singlestrip_bids.machine import runtime
 from singlestrip_bids.machine.runtime import Runtime, as_memory_allows
 from singlestrip_bids.method import inference
 from singlestrip_bids.method.expected_dice import segment
-from singlestrip_bids.method.inference import AUGMENTED, mask_from, predict, predict_and_compare
+from singlestrip_bids.method.inference import AUGMENTED, compare, mask_from, predict
 from singlestrip_bids.method.networks import Autoencoder, UNet
 from singlestrip_bids.method.synthesis import draw_remap, look_up
 
@@ -135,7 +135,8 @@ class TestPredictAndCompare:
 
     def test_mean_of_the_mild_copies_and_how_it_agrees_with_all(self, network):
         conformed = scan()
-        probability, mild, strong = predict_and_compare(network, conformed, CPU)
+        seen = compare(network, conformed, CPU)
+        probability, mild, strong = seen.view.brain, seen.mild, seen.strong
         np.testing.assert_allclose(
             probability, predict(network, conformed, CPU, AUGMENTED), rtol=0, atol=1e-5
         )
@@ -147,7 +148,8 @@ class TestPredictAndCompare:
 
     def test_no_agreement_without_a_mask(self, network):
         torch.nn.init.constant_(network.head.bias, -100)
-        assert predict_and_compare(network, scan(), CPU)[1:] == (0, 0)
+        seen = compare(network, scan(), CPU)
+        assert (seen.mild, seen.strong) == (0, 0)
 
 
 class TestFullMemory:

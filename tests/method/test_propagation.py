@@ -22,6 +22,7 @@ from singlestrip_bids.method.classes import source
 from singlestrip_bids.method.propagation import (
     AGREED,
     LABEL_FILE,
+    Opinion,
     coarsened,
     doubled,
     join,
@@ -46,7 +47,7 @@ class TestJoin:
         ("explained", "weight"), [(0.0, 0), (0.3, 0), (0.4, 3 / 7), (0.5, 2 / 3), (0.9, 2 / 3)]
     )
     def test_weight_by_what_the_label_explains(self, explained, weight):
-        joined, heard = join(found(8), found(8.4), explained)
+        joined, heard = join(found(8), Opinion(found(8.4), explained))
         assert heard == pytest.approx(weight)
         expected = (1 - weight) * ball(8) + weight * ball(8.4)
         np.testing.assert_allclose(joined.data, expected, atol=1e-6)
@@ -54,7 +55,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("other", [ball(8, 4), ball(4), 0 * ball(1), 0.4 * ball(8)])
     def test_the_network_alone_where_they_do_not_agree(self, other):
-        joined, heard = join(found(8), replace(found(8), data=other), 0.9)
+        joined, heard = join(found(8), Opinion(replace(found(8), data=other), 0.9))
         assert dice(ball(8), other > 0.5) < AGREED
         assert heard == 0
         np.testing.assert_array_equal(joined.data, ball(8))
@@ -63,7 +64,7 @@ class TestJoin:
         one = replace(found(8), affine=np.diag([3.0, 3, 3, 1]))
         one.inside[:4] = False
         finer = Conformed(doubled(ball(8)), halved(one.affine), doubled(one.inside))
-        joined, heard = join(one, finer, 0.9)
+        joined, heard = join(one, Opinion(finer, 0.9))
         assert heard and joined.data.shape == (48, 48, 48) and joined.voxel_size == 1.5
         np.testing.assert_array_equal(joined.inside, doubled(one.inside))
         corner = [-0.5, -0.5, -0.5, 1]
@@ -88,7 +89,7 @@ def test_labels_come_back_from_disk(tmp_path):
         assert torch.equal(one.mask, other.mask)
         assert torch.equal(one.centre, other.centre)
     assert kept(tensors)[0].fine is None and torch.equal(kept(tensors)[1].fine, fine)
-    with pytest.raises(LookupError, match="without its image or its mask"):
+    with pytest.raises(LookupError, match="without its image, its mask"):
         kept({name: tensor for name, tensor in tensors.items() if name != "mask_1"})
 
 

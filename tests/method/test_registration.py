@@ -13,7 +13,6 @@ from singlestrip_bids.method.registration import (
     centre_of_mass,
     cut_box,
     displacement,
-    halve,
     mutual_information,
     place,
     propagate,
@@ -21,7 +20,7 @@ from singlestrip_bids.method.registration import (
     unplace,
     vote_of,
 )
-from singlestrip_bids.method.synthesis import sample, voxel_indices
+from singlestrip_bids.method.synthesis import halve, sample, voxel_indices
 
 CPU = torch.device("cpu")
 SIZE = 40
@@ -67,7 +66,9 @@ def moved(volume: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def carry(origin: Source, image: Tensor, inside: Tensor | None = None) -> tuple[Tensor, float]:
     """Propagate to a scan all of which is seen, unless ``inside`` says what is."""
-    return propagate(origin, image, torch.ones_like(image) if inside is None else inside)
+    seen = torch.ones_like(image) if inside is None else inside
+    made = propagate(origin, image, seen)
+    return made.mask, made.explained
 
 
 class TestPropagate:
