@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from .bids import fmriprep, outputs
 from .bids.derivatives import Derivatives
-from .bids.dseg import write_table
 from .bids.outputs import Masked, Request
 from .bids.scans import Scan, selected
 from .config import RunConfig
@@ -46,8 +45,6 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     out.start(config.bids_dir)
     structures = tuple(one for one, _ in trained.structures)
     request = Request(config, fmriprep.start(config, scans), structures)
-    if structures:
-        write_table(out.look_up, structures)
     failed, subjects = mask_all(scans, trained, request)
     group_page.write(out, trained.folder)
     methods.write(out, trained.folder)

@@ -6,6 +6,9 @@ import csv
 import hashlib
 import itertools
 import json
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +45,7 @@ ORIENTATIONS = [
     for codes in itertools.permutations(signs)
 ]
 STAMP = {"ModelSHA256": "m", "ModelCardSHA256": "c", "SourceSHA256": "s"}
+VALIDATOR = shutil.which("bids-validator-deno", path=sysconfig.get_path("scripts"))
 LABEL = Path("derivatives/manual/sub-01/anat/sub-01_desc-brain_mask.nii.gz")
 
 
@@ -144,6 +148,19 @@ def found(image: nifti.Image, mask: np.ndarray, **options: object) -> Brain:
     evidence = dict.fromkeys(outputs.EVIDENCE, 0.9)
     rebuilt = replace(conformed, data=(conformed.data > 0.5).astype(np.float32))
     return Brain(image, mask, conformed, rebuilt, 0.9, (0.8, 0.95), evidence, **options)
+
+
+def complaints(dataset: Path) -> set[tuple[str, str]]:
+    """Codes and places of all errors and warnings.
+
+    Who the authors of a dataset are, its owner has to say.
+    """
+    done = subprocess.run(
+        [VALIDATOR, str(dataset), "--format", "json"], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    found = {(issue["code"], issue["location"]) for issue in issues}
+    return {(code, place) for code, place in found if code != "TOO_FEW_AUTHORS"}
 
 
 def masked(scan: Scan, mask: np.ndarray | None = None, **options: object) -> Masked:

@@ -83,9 +83,9 @@ def make(out: Path, count: int, drawn: bool = True) -> list[str]:
         }
         files.write_json(sidecar_path(mask), fields)
         for desc, extension in subject_report.PICTURES.items():
-            if drawn or desc == "thumbnail":
+            content = getattr(shown, desc)
+            if content is not None and (drawn or desc == "thumbnail"):
                 path = house.figure(scan, desc, extension)
-                content = getattr(shown, desc)
                 files.write_bytes(path, content if extension == ".jpg" else content.encode())
         for desc in ("pseudo1", "networks") if drawn else ():
             files.write_bytes(house.figure(scan, desc, ".jpg"), both)

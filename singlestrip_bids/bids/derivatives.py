@@ -68,11 +68,6 @@ class Derivatives:
         return self.image(scan, "dseg")
 
     @property
-    def look_up(self) -> Path:
-        """Look-up table of all segmentations."""
-        return self.root / "dseg.tsv"
-
-    @property
     def volumes(self) -> Path:
         """Table of the volumes of all structures in all scans."""
         return self.root / "volumes.tsv"

@@ -24,6 +24,7 @@ from ..image.masks import move_border, signed_distance
 from ..image.structures import Structure
 from ..machine.files import read_json, write_json
 from .derivatives import Derivatives, bids_uri, provenance, sidecar_path
+from .dseg import write_table
 from .scans import Scan
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -64,6 +65,7 @@ class Output:
     path: Callable[[Scan, Request], Path]  # where it goes
     make: Callable[[Brain, Request], nib.Nifti1Image]  # the image, of the brain
     fields: Callable[[Masked, Request], dict[str, Any]]  # of its JSON sidecar
+    table: Callable[[Path, Request], None] | None = None  # writes what else belongs to it
 
 
 def _asked(name: str) -> Callable[[Scan, Request], bool]:
@@ -194,6 +196,9 @@ DSEG = Output(
     path=lambda scan, request: request.out.dseg(scan),
     make=lambda brain, request: brain.segmentation,
     fields=_dseg_fields,
+    table=lambda path, request: write_table(
+        sidecar_path(path).with_suffix(".tsv"), request.structures
+    ),
 )
 OUTPUTS = (
     Output(
@@ -305,6 +310,8 @@ def write(done: Masked, request: Request) -> None:
     for output, path in wanted(done.scan, request):
         image = output.make(done.brain, request)
         sidecar_path(path).unlink(missing_ok=True)
+        if output.table:
+            output.table(path, request)
         nifti.save(path, image)
         write_json(sidecar_path(path), output.fields(done, request))
 

@@ -329,7 +329,7 @@ def _line(number: int, found: Sequence[Sequence[tuple[Evidence, float]]]) -> Cal
 
 
 @dataclass(frozen=True)
-class _Opinion:
+class _Second:
     """The label as it is propagated to an unlabelled scan."""
 
     packed: bytes  # its mask on the model's grid
@@ -355,7 +355,7 @@ class _Seen:
 
 def _second_opinions(
     trainer: Trainer, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
-) -> tuple[list[_Opinion], dict[str, str]]:
+) -> tuple[list[_Second], dict[str, str]]:
     """Propagate the label to each scan, unless that was done to rank it.
 
     Return also which scans have none, and why.
@@ -372,7 +372,7 @@ def _second_opinions(
                     made = propagate_labels(sources, conformed, trainer.runtime)
                     propagated = mask_from(coarsened(made.mask, conformed))
                     numbers = None if made.shares is None else most(made.shares, propagated)
-                opinions.append(_Opinion(pack(propagated), numbers))
+                opinions.append(_Second(pack(propagated), numbers))
             except Exception as error:  # one bad scan never stops the others
                 failed[scan.relative] = trainer.note(scan, error)
             progress.step(scan.name)
@@ -382,7 +382,7 @@ def _second_opinions(
 def _seen(
     trainer: Trainer,
     sample: Sequence[Scan],
-    opinions: Sequence[_Opinion],
+    opinions: Sequence[_Second],
     one: Trained,
     autoencoder: Autoencoder,
 ) -> list[_Seen]:
@@ -428,7 +428,7 @@ def _most_apart(
     return [Apart(sample[i], (first[i].mask, last[i].mask), overlaps[i]) for i in places]
 
 
-def _under_label(trainer: Trainer, scan: Scan, said: _Opinion) -> Source:
+def _under_label(trainer: Trainer, scan: Scan, said: _Second) -> Source:
     """Read an unlabelled scan; its mask is the propagated label."""
     conformed = trainer.conform(scan)
     return trainer.source(conformed, unpack(said.packed, conformed.data.shape), said.numbers)

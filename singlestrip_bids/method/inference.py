@@ -40,7 +40,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """An image's mask, and how far it is that of the image in other contrasts, too."""
 
     view: View
@@ -72,7 +72,7 @@ def view(network: UNet, conformed: Conformed, runtime: Runtime, copies: int = 1)
 
 
 @torch.inference_mode()
-def compare(network: UNet, conformed: Conformed, runtime: Runtime) -> Compared:
+def compare(network: UNet, conformed: Conformed, runtime: Runtime) -> Comparison:
     """Mask an image, and its copies in other contrasts.
 
     Two copies are remapped mildly, whose mean is the mask, and two by the same tables to their
@@ -87,7 +87,7 @@ def compare(network: UNet, conformed: Conformed, runtime: Runtime) -> Compared:
     copies = _remapped(conformed, runtime, AUGMENTED, mild=0.0)
     strong, others = _agreement(mask, numbers, _views(network, copies, conformed, runtime))
     both = None if numbers is None else np.stack([parts, others])
-    return Compared(mean, mask, mild, strong, both)
+    return Comparison(mean, mask, mild, strong, both)
 
 
 def _mean(views: Sequence[View]) -> View:

@@ -214,15 +214,10 @@ def _structures(
 ) -> tuple[tuple[Structure, ...], list[Numbers | None]]:
     """Read what the labels tell apart, and number it on the grid, in voxels of 2 mm or so.
 
-    A label that is a mask, or holds one structure, tells nothing apart; labels are all of one
-    kind.
+    A label that is a mask, or holds one structure, tells nothing apart.
     """
     nothing: list[Numbers | None] = [None] * len(labels)
-    kinds = {label.is_dseg for label in labels}
-    if len(kinds) > 1:
-        masks = [str(label.mask) for label in labels if not label.is_dseg]
-        raise Usage(f"{', '.join(masks)}: a mask, other labels are segmentations. Use one kind.")
-    if kinds == {False}:
+    if not all(label.is_dseg for label in labels):
         return (), nothing
     found = [
         nifti.load_dseg(label.mask, image) for label, image in zip(labels, images, strict=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-from builders import make_dataset, put_scan
+from builders import VALIDATOR, complaints, make_dataset, put_scan
 
 from singlestrip_bids import cli
 
-VALIDATOR = shutil.which("bids-validator-deno", path=sysconfig.get_path("scripts"))
 pytestmark = pytest.mark.skipif(
     VALIDATOR is None, reason="bids-validator-deno is not installed (extra test)"
 )
@@ -38,19 +34,6 @@ VOLUMES = [
     "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
     "sub-02/anat/sub-02_T1w.nii",
 ]
-
-
-def complaints(dataset: Path) -> set[tuple[str, str]]:
-    """Codes and places of all errors and warnings.
-
-    Who the authors of a dataset are, its owner has to say.
-    """
-    done = subprocess.run(
-        [VALIDATOR, str(dataset), "--format", "json"], capture_output=True, text=True, check=False
-    )
-    issues = json.loads(done.stdout)["issues"]["issues"]
-    found = {(issue["code"], issue["location"]) for issue in issues}
-    return {(code, place) for code, place in found if code != "TOO_FEW_AUTHORS"}
 
 
 @pytest.fixture(scope="module")
