@@ -2,7 +2,8 @@
 
 Any folder of FreeSurfer-style label maps serves (``*.nii.gz``; brain below 500, other tissue as in
 SAMSEG's head atlas above, background 0). Subjects are named by cohort and map: ``sub-A01``. Masks
-of cohort A, from which labels are taken, lie in the dataset; the truth of all lies beside it.
+of cohort A, from which labels are taken, lie in the dataset; the truth of all, as masks and as
+segmentations, lies beside it.
 Usage: ``python -m benchmarks.cohorts LABELMAPS OUT [--cohorts A B C] [--seed 0]``.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from singlestrip_bids.bids.dseg import write_table
 from singlestrip_bids.demo.dataset import (
     Matrix,
     acquire,
@@ -29,6 +31,7 @@ from singlestrip_bids.demo.dataset import (
 from singlestrip_bids.demo.head import BACKGROUND, waves
 from singlestrip_bids.image.masks import Mask, clean
 from singlestrip_bids.image.resampling import Array
+from singlestrip_bids.image.structures import Structure, colour_of
 
 Labels = NDArray[np.int16]
 
@@ -36,6 +39,13 @@ BRAIN = 500  # labels of the brain, its fluid among them, are below
 VENTRICLES, CORTEX, FLUID = (4, 5, 43, 44), (3, 42), 24
 CEREBELLUM_AND_STEM = (7, 8, 16, 46, 47)
 BELOW_MM = 5.0  # how far below them the brain goes; fluid of the spinal canal goes on
+LABELS_OF = {
+    "ventricles": (*VENTRICLES, 14, 15, 72), "cerebellum": (7, 8, 46, 47), "brain-stem": (16,),
+}  # fmt: skip
+STRUCTURES = tuple(
+    Structure(number, name, colour_of(number))
+    for number, name in enumerate((*LABELS_OF, "rest"), 1)
+)
 TISSUE_OF = {
     "csf": (*VENTRICLES, 14, 15, FLUID, 72),
     "white": (2, 41, 7, 46, 16, 28, 60, 77, 85, 251, 252, 253, 254, 255),
@@ -147,19 +157,22 @@ def write_cohorts(maps: Sequence[Path], root: Path, names: Sequence[str], seed: 
         image = nib.as_closest_canonical(nib.load(maps[number - 1]))
         head = np.asarray(image.dataobj).astype(np.int16)
         rng = np.random.default_rng([seed, ord(name), number])
-        data, mask, affine = render(head, image.affine, cohort, rng)
+        data, mask, numbers, affine = render(head, image.affine, cohort, rng)
         scan = f"{subject}/{cohort.datatype}/{subject}_{cohort.suffix}.nii.gz"
         write_image(root / scan, data, affine)
         space = "" if cohort.suffix == "T1w" else f"_space-{cohort.suffix}"
         stem = Path(subject) / cohort.datatype / f"{subject}{space}_desc-brain_mask"
         for folder in (truth, labels) if name == "A" else (truth,):
             write_mask(folder / stem, mask, affine, scan)
+        stem = truth / subject / cohort.datatype / f"{subject}{space}_dseg"
+        write_image(stem.with_suffix(".nii.gz"), numbers, affine)
+        write_table(stem.with_suffix(".tsv"), STRUCTURES)
     return root
 
 
 def render(
     head: Labels, affine: Matrix, cohort: Cohort, rng: np.random.Generator
-) -> tuple[NDArray, NDArray[np.uint8], Matrix]:
+) -> tuple[NDArray, NDArray[np.uint8], NDArray[np.uint8], Matrix]:
     """Age a head, paint it and scan it.
 
     Parameters
@@ -176,7 +189,8 @@ def render(
     Returns
     -------
     tuple
-        Scan, brain mask (voxels more than half brain, without stray parts) and affine.
+        Scan, brain mask (voxels more than half brain, without stray parts), which of the
+        `STRUCTURES` has most of each voxel in it, and affine.
     """
     head = age(head, rng.uniform(*cohort.atrophy_mm), rng)
     brain = brain_of(head, float(nib.affines.voxel_sizes(affine)[2]))
@@ -197,14 +211,23 @@ def render(
 
     signal = sample(paint(head, cohort.tissues, rng)) * squeeze
     mask = (sample(brain.astype(np.float32)) > 0.5).astype(np.uint8)
+    parts = [sample((brain & _of(head, one)).astype(np.float32)) for one in STRUCTURES]
+    numbers = np.where(mask, np.argmax(parts, axis=0) + 1, 0).astype(np.uint8)
     grid = affine @ np.diag([*steps, 1.0])
     data = acquire(signal, grid, "int16", rng, cohort.bias, cohort.noise)
     turn = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(cohort.axes)
     )
     back = nib.orientations.inv_ornt_aff(turn, data.shape)
-    turned = [nib.orientations.apply_orientation(volume, turn) for volume in (data, mask)]
-    return turned[0], turned[1], grid @ back
+    turned = [nib.orientations.apply_orientation(one, turn) for one in (data, mask, numbers)]
+    return turned[0], turned[1], turned[2], grid @ back
+
+
+def _of(head: Labels, structure: Structure) -> Mask:
+    """Find a structure in a label map; the last one is all that no other has."""
+    if structure != STRUCTURES[-1]:
+        return np.isin(head, LABELS_OF[structure.name])
+    return ~np.isin(head, np.concatenate(list(LABELS_OF.values())))
 
 
 def brain_of(head: Labels, height_mm: float) -> Mask:

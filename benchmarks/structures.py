@@ -2,10 +2,10 @@
 
 Usage: ``python -m benchmarks.structures APP DATASET LABEL TRUTH OUT``. APP is the output folder of
 ``singlestrip-bids DATASET APP group participant``, LABEL the segmentation that it learnt from,
-TRUTH a folder of others, one a subject, of its T1w image. For other contrasts the truth is moved
-by a rigid registration of that person's images; how well the moved mask agrees with the reference
-mask in DATASET, if there is one, is in the results. It writes OUT.json and OUT.md; what was
-propagated goes to the folder OUT and is not made again.
+TRUTH a derivative dataset of others. Where a scan has none, that of the person's T1w image is
+moved to it by a rigid registration; how well the moved mask agrees with the reference mask in
+DATASET, if there is one, is in the results. It writes OUT.json and OUT.md; what was propagated
+goes to the folder OUT and is not made again.
 """
 
 from __future__ import annotations
@@ -41,14 +41,18 @@ def run(app: Path, dataset: Path, label: Path, truth: Path, out: Path) -> dict[s
     names = {one.index: one.name for one in table}
     results: dict[str, Any] = {**record.facts(), "structures": names, "rows": [], "moved": {}}
     for scan in scans:
-        own = sorted((truth / f"sub-{scan.subject}").rglob("*_dseg.nii.gz"))
-        if scan.subject == subject or not own:
+        if scan.subject == subject:
             continue
-        (anatomy,) = (s for s in scans if s.subject == scan.subject and s.suffix == "T1w")
-        real = _truth(anatomy, own[0], scan, out)
-        if scan != anatomy:
+        image, own = nifti.load(scan.path), Derivatives(truth).dseg(scan)
+        if own.is_file():
+            real = nifti.load_dseg(own, image)
+        else:
+            (anatomy,) = (s for s in scans if s.subject == scan.subject and s.suffix == "T1w")
+            real = _moved(
+                anatomy.path, Derivatives(truth).dseg(anatomy), scan, out / "truth",
+                {"transform": "Rigid"},
+            )  # fmt: skip
             results["moved"][scan.name] = _agreement(real, scan, dataset)
-        image = nifti.load(scan.path)
         made = {
             "app": nifti.load_dseg(Derivatives(app).dseg(scan), image),
             "ants": _moved(labelled.path, label, scan, out / "ants", {}),
@@ -64,13 +68,6 @@ def run(app: Path, dataset: Path, label: Path, truth: Path, out: Path) -> dict[s
             results["rows"].append(row)
         print(scan.name, _means(results["rows"], scan.name), flush=True)
     return results
-
-
-def _truth(anatomy: Scan, segmentation: Path, scan: Scan, out: Path) -> np.ndarray:
-    """Read a truth, or move it to another image of the same person."""
-    if scan == anatomy:
-        return nifti.load_dseg(segmentation, nifti.load(scan.path))
-    return _moved(anatomy.path, segmentation, scan, out / "truth", {"transform": "Rigid"})
 
 
 def _moved(

@@ -49,8 +49,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     group_page.write(out, trained.folder)
     methods.write(out, trained.folder)
     page.write_all(out, subjects, trained.card, failed)
-    if structures:
-        page.write_volumes(out)
+    page.write_volumes(out)
     if config.qc_threshold:
         _name_doubtful(out, scans, config.qc_threshold)
     _complain(failed, scans)
@@ -159,6 +158,7 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
     except SingleStripError as error:
         LOG.warning("No reconstruction is drawn: %s", error)
     failed = page.remake(out, scans, model.read_card(folder), trained)
+    page.write_volumes(out)
     group_page.write(out, folder)
     methods.write(out, folder)
     _complain(failed, scans)

@@ -110,6 +110,11 @@ def test_pages_show_them(out):
     assert list((out / "sub-02" / "figures").glob("*_desc-parts_*.png"))
 
 
+def test_the_group_has_them_too(dataset, out):
+    page = (out / "group.html").read_text()
+    assert 'id="structures"' in page and "right-half" in page and "volumes.tsv" in page
+
+
 def test_again_nothing_is_done_anew(dataset, out, capsys):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*_dseg.nii.gz")}
     assert run(dataset, out, "participant", "--output", "probseg") == 0

@@ -91,13 +91,16 @@ def compare(network: UNet, conformed: Conformed, runtime: Runtime) -> Comparison
 
 
 def _mean(views: Sequence[View]) -> View:
-    total = np.zeros_like(views[0].brain)
+    total, count = np.zeros_like(views[0].brain), len(views)
     for one in views:
         total += one.brain
     shares = [one.shares for one in views if one.shares is not None]
-    sums = [np.sum(structure, axis=0, dtype=np.uint16) for structure in zip(*shares, strict=True)]
-    rounded = [((s + len(views) // 2) // len(views)).astype(np.uint8) for s in sums]
-    return View(total / np.float32(len(views)), np.stack(rounded) if shares else None)
+    if not shares:
+        return View(total / np.float32(count))
+    mean = np.empty_like(shares[0])
+    for number, structure in enumerate(zip(*shares, strict=True)):  # one by one: it takes memory
+        mean[number] = (np.sum(structure, axis=0, dtype=np.uint16) + count // 2) // count
+    return View(total / np.float32(count), mean)
 
 
 def _agreement(

@@ -113,6 +113,7 @@ def write(out: Derivatives, folder: Path) -> None:
             apart=_apart(out, card) if card else [],
             masks=sorted(masks, key=_worst_first),
             summary=_summary(masks),
+            structures=_structures(masks),
             pictures=_pictures(out, {"label", "synthetic", *shown}),
             **page_values("Group"),
         )
@@ -133,6 +134,21 @@ def _summary(masks: Sequence[Row]) -> dict[str, Any]:
         "low": sum(value < LOW_DICE for value in expected),
         "remarks": sum(bool(row.remarks) for row in masks),
     }
+
+
+def _structures(masks: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Gather what is known of each structure in all masks, by its name."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in masks:
+        for name, one in row.structures.items():
+            own = found.setdefault(name, {"colour": one["Colour"], "ml": [], "expected": []})
+            own["ml"].append(one["VolumeMl"])
+            own["expected"] += [one["ExpectedDice"]] if "ExpectedDice" in one else []
+    for own in found.values():
+        volumes, expected = own.pop("ml"), own.pop("expected")
+        own |= {"median": median(volumes), "least": min(volumes), "most": max(volumes)}
+        own["expected"] = median(expected) if expected else None
+    return found
 
 
 def _pictures(out: Derivatives, wanted: set[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..bids.derivatives import Derivatives
 from ..image.grid import PERCENTILES
 from ..machine import files
 from ..method import model
-from ..method.classes import INSIDE, OUTSIDE
+from ..method.classes import EACH, INSIDE, OUTSIDE
 from ..method.guard import TOLERANCE
 from ..method.propagation import AGREED
 from . import citations
@@ -73,6 +73,7 @@ def text(
         ratings=card["ratings"] if any(card.get("ratings", {}).values()) else None,
         inside=INSIDE,
         outside=OUTSIDE,
+        each=EACH,
         rounds=rounds,
         sample=card["guard"]["sample"],
         tolerance=f"{TOLERANCE:g}".removeprefix("0"),

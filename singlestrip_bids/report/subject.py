@@ -305,7 +305,8 @@ def write_volumes(out: Derivatives) -> None:
             for row in read_rows(out)
             if row.structures
         ]
-        files.write_tsv(out.volumes, rows)
+        if rows:
+            files.write_tsv(out.volumes, rows)
     except Exception as error:  # as above
         LOG.warning("The table of volumes could not be written (%r).", error)
 

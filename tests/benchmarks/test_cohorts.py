@@ -18,6 +18,7 @@ from benchmarks.cohorts import (
     write_cohorts,
 )
 from benchmarks.score import score
+from singlestrip_bids.bids.dseg import read_table
 from singlestrip_bids.image.masks import dice
 
 SHAPE = (44, 52, 48)
@@ -63,6 +64,21 @@ def test_names_by_cohort_and_map(dataset):
         "sub-C09_m0scan.nii.gz", "sub-C10_m0scan.nii.gz",
     ]  # fmt: skip
     assert json.loads((dataset / "dataset_description.json").read_text())["DatasetType"] == "raw"
+
+
+def test_truth_of_all_by_structure(dataset):
+    truth = dataset.parent / "bids-truth"
+    paths = sorted(truth.rglob("*_dseg.nii.gz"))
+    assert len(paths) == 12
+    assert (truth / "sub-C09/perf/sub-C09_space-m0scan_dseg.nii.gz") in paths
+    names = {1: "ventricles", 2: "cerebellum", 3: "brain-stem", 4: "rest"}
+    for path in paths:
+        mask = path.with_name(path.name.replace("_dseg", "_desc-brain_mask"))
+        numbers = np.asarray(nib.load(path).dataobj)
+        np.testing.assert_array_equal(numbers > 0, np.asarray(nib.load(mask).dataobj) > 0)
+        table = read_table(path.with_name(path.name.replace(".nii.gz", ".tsv")))
+        assert {index: one.name for index, one in table.items()} == names
+        assert {4} <= set(np.unique(numbers)) <= {0, *names}
 
 
 def test_truth_of_all_and_labels_of_cohort_a(dataset):
