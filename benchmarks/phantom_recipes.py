@@ -2,7 +2,7 @@
 
 Usage: ``python -m benchmarks.phantom_recipes WORK OUT DATASET [DATASET ...] [--steps 1500]``.
 Every scan with a mask in ``derivatives/reference-masks`` of its dataset is masked and scored. It
-writes OUT.json and OUT.md; finished networks are not trained again.
+writes OUT.json and OUT.md; finished recipes are not tried again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from singlestrip_bids.config import MethodConfig
 from singlestrip_bids.errors import SingleStripError
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.image.nifti import load, load_mask
+from singlestrip_bids.machine import files
 from singlestrip_bids.machine.runtime import start, start_logging
 from singlestrip_bids.method import phantoms
 from singlestrip_bids.method.losses import Example
@@ -62,19 +63,28 @@ RECIPES: dict[str, Recipe] = {
         draw=lambda method: partial(published_phantoms.imaged, method.size, method.synthesis),
         width=published_phantoms.HEAD,
     ),
-    "our heads, no face, neck, eyes": Recipe({"_head": _bare_head, "_organs": _no_organs}),
-    "our heads, gap dark": Recipe({"FLUID": phantoms.AIR}),
-    "our heads, human alone": Recipe({"HUMAN": 1.0}),
-    "our heads": Recipe(),
+    "our heads, no face, neck, eyes": Recipe(
+        {"_head": _bare_head, "_organs": _no_organs, "DARK": 0}
+    ),
+    "our heads, gap dark": Recipe({"DARK": 1}),
+    "our heads, human alone": Recipe({"HUMAN": 1, "DARK": 0}),
+    "our heads": Recipe({"DARK": 0}),
+    "our heads, gap dark in half": Recipe(),
+    "the same, four of five human": Recipe({"HUMAN": 0.8}),
 }
 
 
 def run(work: Path, datasets: Sequence[Path], steps: int, out: Path) -> dict[str, Any]:
     """Train and score all recipes."""
+    path = out.with_suffix(".json")
     results: dict[str, Any] = {**record.facts(), "steps": steps, "tools": {}, "rows": []}
+    if path.is_file():
+        results |= files.read_json(path)
     method = phantom_model.settings(steps, 0)
     method = replace(method, quality=replace(method.quality, epochs=2), trials=QUICK["JUDGED"])
     for name, recipe in RECIPES.items():
+        if name in results["tools"]:
+            continue
         draw = recipe.draw and recipe.draw(method)
         folder = work / name.replace(" ", "-").replace(",", "")
         with patch.dict(vars(phantoms), recipe.changes), patch.dict(vars(phantom_model), QUICK):

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .classes import CLASSES, OUTSIDE, Source, source
-from .synthesis import voxel_indices
+from .synthesis import on_host, voxel_indices
 
 WIDTH = 0.66  # of a head, left to right and back to front, as a share of the grid's edge
+DARK = 0.5  # share of heads whose fluid is as dark as the air around, as in T1w and FLAIR
 HUMAN = 0.6  # share of heads in which the brain is large and the face short
 AIR, FLUID, BONE, SKIN, CORD, MUSCLE = 1, 2, 3, 4, 5, 6  # classes beyond the brain
 MATTER = (1 + OUTSIDE, CLASSES - 1)  # first and last class of the brain's own
@@ -83,6 +84,8 @@ def draw_phantom(generator: Generator, size: int) -> Source:
     classes = _organs(draw, classes, grid, edges, head)
     classes = _layers(draw, classes, brain, head)
     classes = _matter(draw, classes, grid, brain, edges)
+    if on_host(generator, "fluid").random() < DARK:
+        classes = torch.where(classes == FLUID, AIR, classes)
     return source(classes, _textured(draw, classes), (brain < 0).float())
 
 
