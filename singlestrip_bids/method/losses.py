@@ -34,12 +34,16 @@ def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
 def reconstruction_loss(probability: Tensor, onehot: Tensor) -> Tensor:
     """Soft Dice of the classes but the first, plus mean squared error, of slices (B, C, n, n).
 
+    Structures are compared over all slices of the batch, since many slices lack one.
+
     Notes
     -----
     SingleStrip, section 2.3.
     """
-    classes = (volume[:, 1:].flatten(0, 1) for volume in (probability, onehot))
-    return soft_dice(*classes) + F.mse_loss(probability, onehot)
+    shapes = [volume[:, 1:] for volume in (probability, onehot)]
+    if onehot.shape[1] > 2:
+        shapes = [volume.transpose(0, 1) for volume in shapes]
+    return soft_dice(*shapes) + F.mse_loss(probability, onehot)
 
 
 def images_of(

@@ -17,7 +17,7 @@ from singlestrip_bids.method.autoencoder import loss_over, onehot, rebuild, shap
 from singlestrip_bids.method.classes import CLASSES, OUTSIDE, class_map, inside_each, source
 from singlestrip_bids.method.expected_dice import segment
 from singlestrip_bids.method.inference import compare, view
-from singlestrip_bids.method.losses import brain_and_structures, soft_dice
+from singlestrip_bids.method.losses import brain_and_structures, reconstruction_loss, soft_dice
 from singlestrip_bids.method.networks import Autoencoder, UNet
 from singlestrip_bids.method.propagation import Opinion, join_shares, propagate_labels
 from singlestrip_bids.method.slabs import forward_in_slabs
@@ -158,6 +158,13 @@ class TestAutoencoder:
         assert hot.shape == (len(cut), 3, 64, 64) and torch.equal(hot.argmax(1), cut[:, 0].long())
         loss = loss_over(cut, 4, 1 + K)(Autoencoder(AE, K), [torch.Generator().manual_seed(0)])
         assert torch.isfinite(loss)
+
+    def test_a_slice_may_lack_a_structure(self):
+        hot = onehot(slices(numbers(), 64), 1 + K)
+        hot[:4, 1] = 0
+        guess = (hot * 0.9 + 0.05).clamp(0, 1)
+        guess[:4, 1] = 1e-3  # a trace where there is none costs next to nothing
+        assert float(reconstruction_loss(guess, hot)) < 0.2
 
     def test_scores_all_structures_together(self):
         class Echo(torch.nn.Module):
