@@ -45,8 +45,10 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     target = Derivatives(config.bids_dir / editor.LABELS).mask(scan)
     page = config.output_dir / PAGE
     mask = _draft(image, runtime)
+    path = draft_path(out, target.name)
+    path.unlink(missing_ok=True)  # that of an earlier call
     if mask is not None:  # for those who correct it in another program
-        nifti.save(draft_path(out, target.name), nifti.mask_image(mask, image.nifti))
+        nifti.save(path, nifti.mask_image(mask, image.nifti))
     editor.write(page, image, mask, target.name, str(target.parent))
     LOG.info("Open %s in a browser and correct the draft of %s.", page, scan.relative)
     LOG.info("Save the mask as %s; then run the group level without --draft-label.", target)

@@ -71,3 +71,11 @@ def test_an_error_says_what_is_wrong(heads, tmp_path):
     single = interface.SingleStrip(in_file=heads / "sub-02/anat/sub-02_T1w.nii.gz", model=tmp_path)
     with pytest.raises(Exception, match="run the group level first"):
         single.run(cwd=tmp_path)
+
+
+def test_drafts_by_the_word_phantom(heads, tmp_path):
+    node = interface.SingleStrip(in_file=heads / "sub-02/anat/sub-02_T1w.nii.gz", model="phantom")
+    found = nipype.Node(node, name="brain", base_dir=tmp_path).run().outputs
+    assert np.asarray(nib.load(found.out_mask).dataobj).any()
+    with pytest.raises(nipype.interfaces.base.traits.TraitError):
+        interface.SingleStrip(model="no such folder")

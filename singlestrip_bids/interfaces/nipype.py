@@ -18,8 +18,11 @@ from nipype.utils.filemanip import split_filename
 
 class _SingleStripInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="scan with its skull, NIfTI; of 4D the mean")
-    model = Directory(
-        exists=True, mandatory=True, desc="code/singlestrip folder that a group run has written"
+    model = traits.Either(
+        traits.Enum("phantom"),
+        Directory(exists=True),
+        mandatory=True,
+        desc="code/singlestrip folder that a group run has written, or phantom: for drafts",
     )
     device = traits.Str("cpu", usedefault=True, desc="auto, cpu, cuda or cuda:N")
     num_threads = traits.Range(low=1, value=1, usedefault=True, nohash=True, desc="CPU threads")

@@ -21,6 +21,7 @@ from ..config import SynthesisConfig
 from .classes import CLASSES, Source
 
 _FWHM = 2 * math.sqrt(2 * math.log(2))
+CORNERS = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))  # of a tetrahedron
 
 
 @dataclass(frozen=True)
@@ -292,20 +293,22 @@ def normalise(image: Tensor) -> Tensor:
 
 
 def _shares(origin: Source, points: Tensor) -> list[Tensor]:
-    """Read what each structure has of every voxel at points (1, 3, n, n, n): (1, K, n, n, n)."""
+    """Read what each structure has of every voxel at points (1, 3, n, n, n): (1, K, n, n, n).
+
+    Four places in each voxel are looked at.
+    """
     if origin.parts is None:
         return []
     size, count = points.shape[2:], math.prod(points.shape[2:])
-    place = torch.arange(count, device=points.device).view(1, 1, *size)
-    fine = origin.parts.shape[2] > origin.mask.shape[2]
-    if fine:
-        points = halved_points(points)
-        place = F.interpolate(place.double(), scale_factor=2.0, mode="nearest").long()
-    where = grid_of(points, origin.parts.shape[2:])
-    numbers = read(origin.parts, where, mode="nearest").long()
+    place = torch.arange(count, device=points.device)
     shares = torch.zeros((origin.structures + 1) * count, device=points.device)
-    each = torch.full((numbers.numel(),), 1 / 8 if fine else 1.0, device=points.device)
-    shares.scatter_add_(0, (numbers * count + place).flatten(), each)
+    quarter = torch.full((count,), 0.25, device=points.device)
+    ratio = origin.parts.shape[2] // origin.mask.shape[2]
+    for corner in CORNERS:
+        offset = torch.tensor(corner, device=points.device).view(1, 3, 1, 1, 1) / 4
+        where = ratio * (points + offset) + (ratio - 1) / 2
+        found = read(origin.parts, grid_of(where, origin.parts.shape[2:]), mode="nearest")
+        shares.scatter_add_(0, found.long().flatten() * count + place, quarter)
     return [shares.view(1, -1, *size)[:, 1:]]
 
 

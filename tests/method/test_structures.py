@@ -87,8 +87,7 @@ class TestTargets:
             brain, shares = target[0, 0], target[0, 1:].sum(0)
             assert (brain - shares).abs().mean() < 0.02
             assert target.min() >= 0 and target.max() <= 1 + 1e-6
-            if fine:  # eighths
-                torch.testing.assert_close(target[:, 1:] * 8, (target[:, 1:] * 8).round())
+            torch.testing.assert_close(target[:, 1:] * 4, (target[:, 1:] * 4).round())  # quarters
 
     def test_image_and_brain_are_those_without_structures(self):
         one = replace(head(), structures=0, parts=None, classes=head().classes.clamp(max=16))
