@@ -23,7 +23,7 @@ SUFFIXES = (
 )
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
 INITS = ("random", "phantom")  # weights with which a training can begin
-PSEUDO_LABELS = ("network", "registration", "consensus")  # ways to the first of them
+PSEUDO_LABELS = ("network", "registration", "consensus", "prototypes")  # ways to the first of them
 
 PHANTOM = Path(__file__).parent / "phantom"  # the model that ships with the app, and its name
 

@@ -164,7 +164,8 @@ def build_parser() -> Parser:
     training.add_argument(
         "--pseudo-labels", choices=PSEUDO_LABELS, default=None,
         help="first masks of the unlabelled scans: by the network, as in the paper; by "
-        f"registering the labelled scan; or by both (default: {QUICK.pseudo_labels})",
+        "registering the labelled scan; by both; or by prototypes of the label in the features "
+        f"of a network that has seen phantoms (default: {QUICK.pseudo_labels})",
     )  # fmt: skip
     training.add_argument(
         "--init", choices=INITS, default=None,

@@ -74,7 +74,7 @@ def test_label_whose_field_of_view_ends_at_the_brain(heads, trained, tmp_path, c
     ).read_text().replace("\n", " ")
 
 
-@pytest.mark.parametrize("way", ["network", "registration"])
+@pytest.mark.parametrize("way", ["network", "registration", "prototypes"])
 def test_pseudo_labels_by_one_way_alone(heads, trained, tmp_path, way):
     out = tmp_path / "out"
     shutil.copytree(trained / MODEL, out / MODEL)  # the first network is the same

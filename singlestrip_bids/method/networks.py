@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -115,14 +117,19 @@ class UNet(Network):
 
     def trunk(self, image: Tensor) -> Tensor:
         """Return what the last layers see of images."""
+        return deque(self.blocks(image), maxlen=1)[0]
+
+    def blocks(self, image: Tensor) -> Iterator[Tensor]:
+        """Yield what each block makes of images: down to the deepest, then up to the finest."""
         x = fold(image, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
         skips = []
         for level, block in enumerate(self.encoder):
             x = self._through(block, F.max_pool3d(x, 2) if level else x)
             skips.append(x)
+            yield x
         for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = self._through(block, x, skip)
-        return x
+            yield x
 
     def _through(self, block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Compute a block of ``x``, which is doubled in size and joined to ``skip`` if given."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bids.scans import Scan
+from ..config import PHANTOM
 from ..errors import BadData
 from ..image.grid import Conformed
 from ..image.head import refuse_stripped
@@ -21,12 +22,14 @@ from ..image.structures import Numbers, coarsened_numbers, most
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import as_memory_allows, check_stop
+from . import model
 from .autoencoder import shape_score
 from .classes import Source
 from .inference import View, mask_from, view
 from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
 from .propagation import coarsened, join_shares, propagate_labels, weight_of
+from .prototypes import learn
 from .trainer import Trainer
 
 T = TypeVar("T")
@@ -100,10 +103,14 @@ Look = Callable[[Conformed, Mask], Doubt | None]
 
 
 def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
-    """Make the function that guesses a scan's mask by network, by registration or by consensus.
+    """Make the function that guesses a scan's mask in one of the `PSEUDO_LABELS`' ways.
 
-    The consensus weighs them scan by scan, as at masking: see `weight_of`.
+    The consensus weighs network and registration scan by scan, as at masking: see `weight_of`.
+    Prototypes are those of the labels in the features of the network that ships with the app.
     """
+    if way == "prototypes":
+        known = learn(model.load(PHANTOM, trainer.runtime).network, sources, trainer.runtime)
+        return lambda conformed: _guess(known.view(conformed, trainer.runtime))
 
     def by_network(conformed: Conformed) -> View:
         return as_memory_allows(
@@ -113,8 +120,7 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
 
     def guess(conformed: Conformed) -> Guess:
         if way == "network":
-            first = by_network(conformed)
-            return Guess(first.mask, numbers=first.numbers(first.mask))
+            return _guess(by_network(conformed))
         said = propagate_labels(sources, conformed, trainer.runtime)
         second = coarsened(said.mask, conformed)
         propagated = mask_from(second)
@@ -131,6 +137,10 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
         return Guess(consensus, propagated, agreement, numbers, opinion)
 
     return guess
+
+
+def _guess(seen: View) -> Guess:
+    return Guess(seen.mask, numbers=seen.numbers(seen.mask))
 
 
 def looker(trainer: Trainer, network: UNet) -> Look:

@@ -312,6 +312,12 @@ def _shares(origin: Source, points: Tensor) -> list[Tensor]:
     return [shares.view(1, -1, *size)[:, 1:]]
 
 
+def shares_of(origin: Source) -> Tensor:
+    """Return what each structure has of every voxel of a labelled scan: (1, K, X, Y, Z)."""
+    (shares,) = _shares(origin, voxel_indices(origin.mask.shape[2:], origin.mask.device))
+    return shares
+
+
 def training_batch(
     generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
 ) -> tuple[Tensor, Tensor]:
