@@ -62,7 +62,9 @@ def features(encoder: UNet, image: Tensor, deepest: bool = False) -> Tensor:
     Images of a finer grid than the encoder knows are seen at its resolution.
     """
     factor = max(min(image.shape[2:]) // KNOWN, 1)
-    levels = list(encoder.blocks(F.avg_pool3d(image, factor)))
+    lack = [-n % (factor * encoder.config.multiple) for n in image.shape[:1:-1]]  # last axis first
+    padded = F.pad(image, [n for more in lack for n in (0, more)])
+    levels = list(encoder.blocks(F.avg_pool3d(padded, factor)))
     middle = len(encoder.encoder)
     chosen = [levels[middle - 1]] if deepest else levels[middle:]
     size = chosen[-1].shape[2:]
@@ -70,7 +72,9 @@ def features(encoder: UNet, image: Tensor, deepest: bool = False) -> Tensor:
         F.normalize(F.interpolate(level.float(), size=size, mode="trilinear"), dim=1)
         for level in chosen
     ]
-    return F.normalize(torch.cat(joined, 1), dim=1)
+    step = padded.shape[2] // size[0]  # voxels of the image an edge
+    x, y, z = (max(n // step, 1) for n in image.shape[2:])
+    return F.normalize(torch.cat(joined, 1), dim=1)[:, :, :x, :y, :z]
 
 
 @torch.inference_mode()
@@ -84,17 +88,10 @@ def learn(
     runtime.take(encoder)
     sums: list[Tensor] = []
     for origin in sources:
-        seen = features(encoder, origin.image, deepest)[0].flatten(1)
+        seen = features(encoder, origin.image, deepest)[0]
         inside = (origin.classes > 0).float()
         brain = origin.mask if origin.parts is None else shares_of(origin)
         every = torch.cat([inside * (1 - origin.mask), brain * inside], 1)
-        weight = F.interpolate(every, size=_size(origin, seen), mode="area")[0].flatten(1)
-        sums.append(weight @ seen.T)
+        weight = F.interpolate(every, size=seen.shape[1:], mode="area")[0]
+        sums.append(weight.flatten(1) @ seen.flatten(1).T)
     return Prototypes(encoder, F.normalize(torch.stack(sums).sum(0), dim=1), deepest)
-
-
-def _size(origin: Source, seen: Tensor) -> tuple[int, ...]:
-    """Grid of features (C, n) of a source: a whole number of its voxels an edge."""
-    shape = origin.image.shape[2:]
-    factor = round((origin.image[0, 0].numel() / seen.shape[1]) ** (1 / 3))
-    return tuple(n // factor for n in shape)
