@@ -97,7 +97,7 @@ class Model:
             found, weight = join(found, said)
             share = {"PropagatedWeight": weight}
             if shares is not None and said.shares is not None and weight:
-                shares = join_shares(shares, said.shares, weight)
+                shares = join_shares(shares, said.shares, said.explained)
         mask = restore_mask(found.data, found.affine, image)
         if not mask.any():
             raise ScanFailed(

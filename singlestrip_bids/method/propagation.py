@@ -103,9 +103,13 @@ def join(found: Conformed, said: Opinion) -> tuple[Conformed, float]:
     return replace(said.mask, data=joined), weight
 
 
-def join_shares(network: Shares, label: Shares, weight: float) -> Shares:
-    """Join what network and propagated label say of structures; it is as fine as the label."""
-    joined = np.empty_like(label)
+def join_shares(network: Shares, label: Shares, explained: float) -> Shares:
+    """Join what network and propagated label say of structures; it is as fine as the label.
+
+    The label counts from nothing to all, by how well the labelled scans explain the other one:
+    its structures are finer than the network's voxels.
+    """
+    joined, weight = np.empty_like(label), vote_of(explained)
     for number, share in enumerate(network):
         values = torch.from_numpy(share)[None, None].float()
         values = values if share.shape == label.shape[1:] else halve(values)

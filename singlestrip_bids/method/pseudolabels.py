@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
         consensus = mask_from((1 - weight) * first.brain + weight * second)
         agreement, numbers = dice(first.mask, propagated), None
         if first.shares is not None and said.shares is not None:
-            shares = join_shares(first.shares, said.shares, float(weight))
+            shares = join_shares(first.shares, said.shares, said.explained)
             numbers = most(shares, consensus)
         return Guess(consensus, propagated, agreement, numbers, opinion)
 
@@ -140,7 +141,8 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
 
 
 def _guess(seen: View) -> Guess:
-    return Guess(seen.mask, numbers=seen.numbers(seen.mask))
+    mask = seen.mask
+    return Guess(mask, numbers=seen.numbers(mask))
 
 
 def looker(trainer: Trainer, network: UNet) -> Look:
@@ -254,13 +256,17 @@ def _candidate(
     tensors = {name: _packed(mask) for name, mask in masks.items()}
     for name, numbers in (("numbers", made.numbers), ("opinion", made.opinion)):
         if numbers is not None:
-            tensors[name] = torch.from_numpy(np.ascontiguousarray(numbers))
+            tensors[name], card["fine"] = _bytes(zlib.compress(numbers, level=1)), numbers.shape
     files.save_tensors(path, tensors, card)
     return candidate
 
 
 def _packed(mask: Mask) -> Tensor:
-    return torch.frombuffer(bytearray(pack(mask)), dtype=torch.uint8)
+    return _bytes(pack(mask))
+
+
+def _bytes(packed: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
 def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
@@ -269,11 +275,15 @@ def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
     Of structures also ``numbers`` in the former and ``opinion`` in the latter.
     """
     tensors, card = files.load_tensors(_place(trainer, scan, name))
-    shape = tuple(card["shape"])
-    return {
-        key: t.numpy() if t.dim() == 3 else unpack(t.numpy().tobytes(), shape)
-        for key, t in tensors.items()
-    }
+    found: dict[str, NDArray] = {}
+    for key, tensor in tensors.items():
+        packed = tensor.numpy().tobytes()
+        if key in ("numbers", "opinion"):
+            flat = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
+            found[key] = flat.reshape(card["fine"]).copy()
+        else:
+            found[key] = unpack(packed, tuple(card["shape"]))
+    return found
 
 
 def _place(trainer: Trainer, scan: Scan, name: str) -> Path:

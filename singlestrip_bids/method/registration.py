@@ -25,13 +25,13 @@ POINTS = 64  # along each axis of the labelled scan at the finest level
 # points, whichever is less; the affine is tried with both, and the flow takes the nearer one
 WIDE, NEAR = 0.11, 0.08
 SHIFTS = (-0.15, 0.0, 0.15)  # of the grid's edge along each axis: where the search starts
-STIFF, FREE = 5, 3  # finest points between two control points of the velocity
+# finest points between two control points of the velocity, and how smooth it is to be
+STIFF, FREE, SUPPLE = (5, 2.0), (3, 2.0), (3, 0.5)
 HEARD = 0.3, 0.5  # squared local correlation at which a labelled scan begins to count, and fully
 LATTICE = 3  # finest points between two points where the velocity is integrated
 # points apart, steps, best ones kept, stiffness
 ALIGN = ((4, 20, 9, 0.3), (4, 20, 3, 0.3), (2, 30, 1, 0.02))
 FLOW = ((2, 60), (1, 15))  # (points apart, steps)
-SMOOTHNESS = 2.0  # of the velocity
 BINS = 24
 WINDOW = 4.0  # FWHM of the local similarity, in points
 RATE = 0.5  # points by which the brain's edge moves in a first step
@@ -81,7 +81,7 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> Propagated:
     diffeomorphism by scaling and squaring (Arsigny et al. 2006), by the squared local correlation
     (Avants et al. 2008). That is stiff, and once more free, whose mask counts the more, the better
     the scans explain each other: where they do not, as across contrasts, it follows what differs.
-    Nothing is random.
+    Structures are read at a third, supple one. Nothing is random.
     """
     scan, box = torch.cat([image, inside], 1), cut_box(origin, NEAR)
     shift = centre_of_mass(image) - centre_of_mass(origin.image)
@@ -89,14 +89,14 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> Propagated:
     both = [partial(_align, cut_box(origin, share), scan, shift) for share in (WIDE, NEAR)]
     still = torch.zeros((1, 3, 4, 4, 4), device=image.device)
     start = max(do(*both), key=lambda pose: _explained(box, scan, pose, still))
-    ways = [partial(_deform, box, scan, start, spacing) for spacing in (STIFF, FREE)]
-    found = do(*ways)
+    kinds = (STIFF, FREE) if origin.parts is None else (STIFF, FREE, SUPPLE)
+    found = do(*(partial(_deform, box, scan, start, *kind) for kind in kinds))
     places = [_places(box, image, *deformation) for deformation in found]
     explained = _explained(box, scan, *found[0])
     vote = vote_of(explained)
-    stiff, free = (_read_mask(origin, where) for where in places)
+    stiff, free = (_read_mask(origin, where) for where in places[:2])
     mask = (stiff + vote * free) / (1 + vote)
-    return Propagated(mask, explained, _read_shares(origin, mask > 0, places, vote))
+    return Propagated(mask, explained, _read_shares(origin, mask > 0, places[::2], vote))
 
 
 def vote_of(explained: float) -> float:
@@ -248,7 +248,9 @@ def _align(box: Box, scan: Tensor, shift: Tensor) -> Tensor:
     return pose
 
 
-def _deform(box: Box, scan: Tensor, pose: Tensor, spacing: int) -> tuple[Tensor, Tensor]:
+def _deform(
+    box: Box, scan: Tensor, pose: Tensor, spacing: int, smoothness: float
+) -> tuple[Tensor, Tensor]:
     """Refine the pose and find the velocity at its control points (1, 3, a, b, c)."""
     shape = [max(n // (box.step * spacing), 4) for n in box.image.shape[2:]]
     knots = torch.zeros((1, 3, *shape), device=scan.device, requires_grad=True)
@@ -266,7 +268,7 @@ def _deform(box: Box, scan: Tensor, pose: Tensor, spacing: int) -> tuple[Tensor,
             read, seen = look(moving, where)
             found = similarity(fixed, read, weight * seen).sum()
             adam.zero_grad()
-            (SMOOTHNESS * rough - found).backward()
+            (smoothness * rough - found).backward()
             adam.step()
     return (free * scale).detach(), knots.detach()
 
@@ -297,7 +299,11 @@ def _read_mask(origin: Source, where: Tensor) -> Tensor:
 def _read_shares(
     origin: Source, brain: Tensor, places: Sequence[Tensor], vote: float
 ) -> Tensor | None:
-    """Read the structures at places of the stiff and the free registration, within the brain."""
+    """Read the structures at places of the stiff and the supple registration, within the brain.
+
+    The supple one counts by its vote, the stiff one for the rest: deep structures differ far more
+    between people than the brain's border does.
+    """
     if origin.parts is None:
         return None
     if origin.parts.shape[2] > origin.mask.shape[2]:
@@ -312,8 +318,8 @@ def _read_shares(
     places = [where[..., x, y, z] for where in places]
     for number in range(origin.structures):
         one = (origin.parts == number + 1).float()
-        stiff, free = (sample(one, where)[0, 0] for where in places)
-        mean = (stiff + vote * free) / (1 + vote)
+        stiff, supple = (sample(one, where)[0, 0] for where in places)
+        mean = (1 - vote) * stiff + vote * supple
         shares[number, x, y, z] = (255 * mean).round().to(torch.uint8)
     return shares
 

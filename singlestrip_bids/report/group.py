@@ -23,7 +23,7 @@ from ..image.masks import Mask
 from ..machine import files
 from ..machine.runtime import mix_seed
 from ..method import model
-from ..method.classes import CLASSES, Source
+from ..method.classes import Source
 from ..method.expected_dice import Calibration, Evidence
 from ..method.guard import LABEL, Verdict
 from ..method.pseudolabels import Guess
@@ -55,7 +55,10 @@ def draw_sources(out: Derivatives, sources: Sequence[Source], trainer: Trainer) 
             tensor[0, 0].cpu().numpy() for tensor in (origin.image, origin.classes, origin.mask)
         )
         brain = mask > 0.5
-        shown = [gallery([(image, brain)]), gallery([(classes / (CLASSES - 1), brain)], "cividis")]
+        shown = [
+            gallery([(image, brain)]),
+            gallery([(classes / (origin.count - 1), brain)], "cividis"),
+        ]
         _write(out, "label", encode(np.concatenate(shown, axis=1)))
         examples = []
         for number in range(EXAMPLES):

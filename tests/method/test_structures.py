@@ -20,6 +20,7 @@ from singlestrip_bids.method.inference import compare, view
 from singlestrip_bids.method.losses import brain_and_structures, reconstruction_loss, soft_dice
 from singlestrip_bids.method.networks import Autoencoder, UNet
 from singlestrip_bids.method.propagation import Opinion, join_shares, propagate_labels
+from singlestrip_bids.method.registration import HEARD
 from singlestrip_bids.method.slabs import forward_in_slabs
 from singlestrip_bids.method.synthesis import training_batch
 
@@ -203,8 +204,10 @@ class TestPropagation:
     def test_joined_by_weight_and_as_fine_as_the_label(self):
         network = np.stack([(numbers() == n) * np.uint8(200) for n in (1, 2)])
         label = np.stack([(numbers() == n) * np.uint8(100) for n in (1, 2)])
-        joined = join_shares(network, label, 0.25)
+        low, high = HEARD
+        joined = join_shares(network, label, low + 0.25 * (high - low))
         assert set(np.unique(joined)) == {0, 175}
-        finer = join_shares(network, np.stack([doubled(one) for one in label]), 0.5)
-        assert finer.shape == (K, *[2 * SIZE] * 3) and finer.max() == 150
+        finer = join_shares(network, np.stack([doubled(one) for one in label]), 1.0)
+        assert finer.shape == (K, *[2 * SIZE] * 3) and finer.max() == 100
+        np.testing.assert_array_equal(join_shares(network, label, 0.0), network)
         assert Opinion(conformed(head().image), 0.5).shares is None
