@@ -256,7 +256,10 @@ def _candidate(
     tensors = {name: _packed(mask) for name, mask in masks.items()}
     for name, numbers in (("numbers", made.numbers), ("opinion", made.opinion)):
         if numbers is not None:
-            tensors[name], card["fine"] = _bytes(zlib.compress(numbers, level=1)), numbers.shape
+            tensors[name], card["fine"] = (
+                _bytes(zlib.compress(numbers.tobytes(), level=1)),
+                numbers.shape,
+            )
     files.save_tensors(path, tensors, card)
     return candidate
 
