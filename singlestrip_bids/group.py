@@ -22,6 +22,7 @@ from .errors import ScanFailed
 from .machine.files import fingerprint, sha256, write_tsv
 from .machine.runtime import Runtime
 from .method import model
+from .method.beginning import begin
 from .method.classes import Source, extend_fields_of_view
 from .method.guard import complete
 from .method.networks import Autoencoder
@@ -29,7 +30,6 @@ from .method.pseudolabels import guesser, looker, pseudo_label, rank
 from .method.trainer import (
     Trained,
     Trainer,
-    begin,
     fine_tune,
     round_name,
     train_autoencoder,

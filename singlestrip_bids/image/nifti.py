@@ -281,7 +281,7 @@ def load_dseg(path: Path, image: Image) -> NDArray[np.int64]:
     Raises BadData as `load_mask` does, or if it holds anything but whole numbers from 0.
     """
     data = _aligned(path, image)
-    odd = data[~(np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data < 2**31))]
+    odd = data[~(np.isfinite(data) & (data == np.rint(data)) & (data >= 0) & (data < 2**24))]
     if odd.size:
         raise BadData(
             f"{path}: holds {odd.flat[0]:g}; a segmentation has whole numbers, 0 where there is "
