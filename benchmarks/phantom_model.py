@@ -1,6 +1,6 @@
 """Train the model that ships with the app: a network that has seen phantoms alone.
 
-Usage: ``python -m benchmarks.phantom_model WORK [--steps 9000] [--seed 0]``. It goes on where it
+Usage: ``python -m benchmarks.phantom_model WORK [--steps 2500] [--seed 0]``. It goes on where it
 was stopped. The finished model, its weights in half precision, lies in WORK/model; copy it to
 ``singlestrip_bids/phantom``.
 """
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and print where the model lies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     start_logging(0)
