@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def read_table(path: Path) -> dict[int, Structure]:
     Raises
     ------
     BadData
-        It cannot be read, or a line has no index or no name, or the index of another line.
+        It cannot be read, or a line has no index or no name, or those of another line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -55,7 +55,7 @@ def read_table(path: Path) -> dict[int, Structure]:
     found: dict[int, Structure] = {}
     for row in rows:
         index, name = row.get("index") or "", row.get("name") or ""
-        if not (index.strip().isdigit() and name.strip()):
+        if not (index.strip().isdecimal() and name.strip()):
             raise BadData(
                 f"{path}: a line without an index or a name: {dict(row)}. A look-up table has the "
                 "columns index and name, with tabs between."
@@ -63,6 +63,8 @@ def read_table(path: Path) -> dict[int, Structure]:
         number = int(index)
         if number in found:
             raise BadData(f"{path}: index {number} twice. Give each structure one of its own.")
+        if name.strip() in [one.name for one in found.values()]:
+            raise BadData(f"{path}: two structures named {name.strip()}. Give each its own name.")
         colour = (row.get("color") or "").strip().lower()
         known = re.fullmatch(r"#[0-9a-f]{6}", colour) is not None
         found[number] = Structure(number, name.strip(), colour if known else colour_of(number))
@@ -109,8 +111,3 @@ def structures_in(segmentations: Mapping[Path, NDArray[np.int64]]) -> list[Struc
                     f"{found[index].name}. Labels of several scans have one table."
                 )
     return [found[index] for index in sorted(found)]
-
-
-def fields_of(structures: Sequence[Structure]) -> list[dict[str, str | int]]:
-    """Return structures as plain data, for a card."""
-    return [{"index": s.index, "name": s.name, "colour": s.colour} for s in structures]

@@ -210,7 +210,7 @@ def remake(
             path = out.mask(scan)
             mask = nifti.load_mask(path, image)
             fields = files.read_json(sidecar_path(path))
-            parts = _read_parts(out, scan, image)
+            parts = _read_parts(out, scan, image, fields)
         except SingleStripError as error:
             failures[scan.relative] = str(error)
             LOG.warning("%s", error)
@@ -224,14 +224,15 @@ def remake(
     return failures
 
 
-def _read_parts(out: Derivatives, scan: Scan, image: Image) -> Parts | None:
-    """Read the structures in a mask on disk, if there are any."""
-    path = out.dseg(scan)
-    if not (path.is_file() and sidecar_path(path).is_file()):
+def _read_parts(
+    out: Derivatives, scan: Scan, image: Image, fields: Mapping[str, Any]
+) -> Parts | None:
+    """Read the structures in a mask on disk, which has these ``fields``, if there are any."""
+    known = _structures(out, sidecar_path(out.mask(scan)), fields)
+    if not known:
         return None
-    known = files.read_json(sidecar_path(path)).get("Structures", {})
     structures = tuple(Structure(s["Index"], name, s["Colour"]) for name, s in known.items())
-    numbers = numbered(nifti.load_dseg(path, image), structures)
+    numbers = numbered(nifti.load_dseg(out.dseg(scan), image), structures)
     return Parts(structures, numbers, (), numbers[:0], image.affine)
 
 
@@ -291,7 +292,11 @@ def _structures(
     sidecar = out.dseg_sidecar(path)
     if not sidecar.is_file():
         return {}
-    found = files.read_json(sidecar)
+    try:
+        found = files.read_json(sidecar)
+    except SingleStripError as error:
+        LOG.warning("%s: left out of the pages (%s).", sidecar, error)
+        return {}
     own = found.get("ModelSHA256") == fields.get("ModelSHA256")
     return found.get("Structures", {}) if own else {}
 

@@ -45,6 +45,8 @@ def test_what_a_table_may_lack(tmp_path):
         (HEAD + "1\t\t#000000\n", "without an index or a name"),
         ("label\tcolour\n1\t2\n", "without an index or a name"),
         (HEAD + "1\ta\n1\tb\n", "index 1 twice"),
+        (HEAD + "1\ta\n2\ta\n", "two structures named a"),
+        (HEAD + "²\ta\n", "without an index or a name"),
     ],
 )
 def test_a_table_that_is_none(tmp_path, text, message):
