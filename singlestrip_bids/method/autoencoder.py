@@ -105,7 +105,7 @@ def schedule(brain: Tensor, config: AutoencoderConfig) -> TrainingConfig:
 def _reconstruct(network: Autoencoder, brain: Tensor, runtime: Runtime) -> NDArray:
     """Reconstruct slices (S, 1, n, n); (S, n, n), dropout and batch statistics switched off."""
     runtime.take(network)
-    parts = brain.to(runtime.device).split(64)
+    parts = brain.to(runtime.device).split(max(128 // network.classes, 1))
     found = [network(onehot(part, network.classes)) for part in parts]
     if network.classes == 2:
         return torch.cat([one[:, 1] > 0.5 for one in found]).cpu().numpy()

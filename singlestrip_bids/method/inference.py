@@ -136,7 +136,8 @@ def _views(
     """
     runtime.take(network)
     bytes_of_one = 4 * images[0].numel() * network.config.features[0] // network.config.stem**3
-    room = PAIR if runtime.slab is None else min(max(runtime.slab // bytes_of_one, 1), PAIR)
+    pair = 1 if network.parts else PAIR  # structures take much memory
+    room = pair if runtime.slab is None else min(max(runtime.slab // bytes_of_one, 1), pair)
     for first in range(0, len(images), room):
         mirrored = [number % 2 == 1 for number in range(first, min(first + room, len(images)))]
         batch = torch.cat([_turn(images[first + i], flip) for i, flip in enumerate(mirrored)])
