@@ -106,7 +106,8 @@ def _scores(folder: Path, datasets: Sequence[Path]) -> list[dict[str, Any]]:
                 truth = load_mask(reference, load(scan.path))
                 rows.append({**row, "dice": dice(brain.voxels, truth), "error": None})
             except SingleStripError as error:
-                rows.append({**row, "dice": 0.0, "error": str(error)})
+                said = str(error).replace(f"{dataset.parent}/", "")
+                rows.append({**row, "dice": 0.0, "error": said})
     return rows
 
 
