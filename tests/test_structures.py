@@ -129,6 +129,15 @@ def test_pages_are_made_again_from_what_is_there(dataset, out):
     assert picture.read_bytes() == before
 
 
+def test_a_sidecar_that_another_program_changed_costs_no_page(dataset, out, tmp_path, capfd):
+    copy = Path(shutil.copytree(out, tmp_path / "out"))
+    (path,) = (copy / "sub-02").rglob("*_dseg.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "Structures": {"a": {}}}))
+    assert run(dataset, copy, "participant", "--reports-only") == 0
+    assert "left out of the pages" in capfd.readouterr().err
+    assert "left half" not in (copy / "sub-02.html").read_text()
+
+
 def test_from_python(dataset, out):
     model = singlestrip_bids.load_model(out / MODEL, device="cpu")
     scan = find_scans(dataset)[1]

@@ -294,11 +294,15 @@ def _structures(
         return {}
     try:
         found = files.read_json(sidecar)
-    except SingleStripError as error:
+        if found.get("ModelSHA256") != fields.get("ModelSHA256"):
+            return {}
+        known: dict[str, Any] = found["Structures"]
+        for one in known.values():
+            float(one["VolumeMl"]), int(one["Index"]), str(one["Colour"])
+    except (SingleStripError, LookupError, TypeError, ValueError, AttributeError) as error:
         LOG.warning("%s: left out of the pages (%s).", sidecar, error)
         return {}
-    own = found.get("ModelSHA256") == fields.get("ModelSHA256")
-    return found.get("Structures", {}) if own else {}
+    return known
 
 
 def write_volumes(out: Derivatives) -> None:
