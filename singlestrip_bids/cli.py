@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import RunConfig, for_processes, method_for, model_folder
+from .config import MethodConfig, RunConfig, for_processes, method_for, model_folder
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
 from .options import LEVELS, build_parser, refuse_gone
 
@@ -183,17 +183,10 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     begun = out.model_dir if training else None
     arguments.preset = arguments.preset or suited_preset(machine, begun)
     run_id, *_ = machine.gather(runlog.new_run_id())
-    given = {
-        name: getattr(arguments, name) for name in ("rounds", "pseudo_labels", "top_k", "init")
-    }
-    method = method_for(
-        arguments.preset, arguments.set, arguments.sloppy, seed=arguments.random_seed, **given
-    )
-    if (raised := for_processes(method, machine.world)) != method and training:
-        LOG.info("Batches are raised to %d images, one for each process.", machine.world)
+    method = _method(arguments, machine, training)
     filter_file = arguments.bids_filter_file
     same = (
-        *("bids_dir", "output_dir", "label_mask", "work_dir", "border_mm"),
+        *("bids_dir", "output_dir", "label_mask", "encoder", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
         *("stop_on_first_crash", "low_mem", "ratings"),
     )
@@ -204,7 +197,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     plain: dict[str, Any] = {name: getattr(arguments, name) for name in same}
     plain |= {name: tuple(getattr(arguments, name)) for name in lists}
     config = RunConfig(
-        method=raised,
+        method=method,
         filters=filters.read(filter_file) if filter_file else {},
         database=arguments.bids_database_dir,
         log_dir=out.log_dir(run_id),
@@ -217,6 +210,22 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
         check_outside(config.work_dir, "work", config.bids_dir)
     fmriprep.check(config)
     return config
+
+
+def _method(arguments: argparse.Namespace, machine: Runtime, training: bool) -> MethodConfig:
+    """Settle how the group level learns."""
+    names = ("rounds", "pseudo_labels", "top_k", "init")
+    given = {name: getattr(arguments, name) for name in names}
+    preset, way = arguments.preset, arguments.method
+    given["seed"] = arguments.random_seed
+    method = method_for(preset, arguments.set, arguments.sloppy, way, **given)
+    if arguments.encoder and training and not method.needs_features:
+        raise Usage(
+            "--encoder goes with --pseudo-labels prototypes or all, or with --method semisam-o1."
+        )
+    if (raised := for_processes(method, machine.world)) != method and training:
+        LOG.info("Batches are raised to %d images, one for each process.", machine.world)
+    return raised
 
 
 def entry() -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import inf
 from pathlib import Path
@@ -23,7 +23,10 @@ SUFFIXES = (
 )
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
 INITS = ("random", "phantom")  # weights with which a training can begin
-PSEUDO_LABELS = ("network", "registration", "consensus", "prototypes")  # ways to the first of them
+PSEUDO_LABELS = ("network", "registration", "consensus", "prototypes", "all")  # of the first round
+FEATURES = ("levels", "deepest")  # of an encoder: all levels of its decoder, or as published
+REFINEMENTS = ("none", "regions", "volumes")  # of pseudo-labels between rounds
+ALL = 10_000  # pseudo-labels: more than there are scans
 
 PHANTOM = Path(__file__).parent / "phantom"  # the model that ships with the app, and its name
 
@@ -155,6 +158,9 @@ class MethodConfig:
     copies: int = 4  # of every unlabelled scan, for its pseudo-label
     warm_start: bool = True  # a round starts from the network before it (False: from a new one)
     init: str = "random"  # weights with which SL-1 begins; or those of "phantom"
+    features: str = "levels"  # by which prototypes and refinement tell likeness
+    refinement: str = "none"  # of the pseudo-labels, from the second round on
+    consistency: float = 0.0  # weight of agreement with a moving average; above 0, all is ramped
     trials: int = 60  # corrupted copies, of the label and of unlabelled scans each
     seed: int = 0
 
@@ -169,8 +175,17 @@ class MethodConfig:
         _require(self.top_k is None or self.top_k >= 1, "top_k is 1 or more")
         _require(self.pseudo_labels in PSEUDO_LABELS, f"pseudo_labels is one of {PSEUDO_LABELS}")
         _require(self.init in INITS, f"init is one of {INITS}")
+        _require(self.features in FEATURES, f"features is one of {FEATURES}")
+        _require(self.refinement in REFINEMENTS, f"refinement is one of {REFINEMENTS}")
+        _require(0 <= self.consistency < inf, "consistency is 0 or more")
         _require(self.copies >= 1, "copies is 1 or more")
         _require(self.trials >= 4, "trials is 4 or more")
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether scans are described by an encoder."""
+        first = self.pseudo_labels in ("prototypes", "all")
+        return self.rounds > 0 and (first or (self.refinement != "none" and self.rounds > 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -201,6 +216,31 @@ PRESETS: dict[str, MethodConfig] = {
         training=TrainingConfig(steps=100_000),
         finetuning=TrainingConfig(steps=50_000),
     ),
+}
+
+
+def semisam_o1(method: MethodConfig) -> MethodConfig:
+    """Change a method to SemiSAM-O1 as published (arXiv:2604.24109), on this app's pipeline.
+
+    Prototypes, then three rounds from new networks, each as long as the first training, whose
+    pseudo-labels are put to a vote in between; none is left out.
+    """
+    return replace(
+        method,
+        pseudo_labels="prototypes",
+        features="deepest",
+        refinement="volumes",
+        rounds=3,
+        warm_start=False,
+        finetuning=method.training,
+        consistency=0.1,
+        top_k=ALL,
+    )
+
+
+METHODS: dict[str, Callable[[MethodConfig], MethodConfig]] = {
+    "singlestrip": lambda method: method,
+    "semisam-o1": semisam_o1,
 }
 
 
@@ -296,16 +336,21 @@ def _parsed(kind: Any, text: str) -> Any:
 
 
 def method_for(
-    preset: str, settings: Sequence[str] = (), tiny: bool = False, **given: Any
+    preset: str,
+    settings: Sequence[str] = (),
+    tiny: bool = False,
+    way: str = "singlestrip",
+    **given: Any,
 ) -> MethodConfig:
     """Make the settings of a run from a preset, shrunk by `sloppy` first if ``tiny``.
 
-    The ``given`` fields that are None stay as they are; ``settings`` are changed last, as by
-    `with_settings`. Raises Usage if there is no such preset or setting.
+    ``way`` is one of `METHODS`. The ``given`` fields that are None stay as they are; ``settings``
+    are changed last, as by `with_settings`. Raises Usage if there is no such preset or setting.
     """
     if preset not in PRESETS:
         raise Usage(f"No preset {preset!r}. Choose one of {', '.join(sorted(PRESETS))}.")
     method = sloppy(PRESETS[preset]) if tiny else PRESETS[preset]
+    method = METHODS[way](method)
     method = replace(method, **{name: v for name, v in given.items() if v is not None})
     return with_settings(method, settings)
 
@@ -327,6 +372,7 @@ class RunConfig:
     label_mask: Path | None = None
     derivatives: tuple[Path, ...] = ()
     model: Path | None = None
+    encoder: Path | None = None
     work_dir: Path | None = None
     output: tuple[str, ...] = ()
     border_mm: float | None = None

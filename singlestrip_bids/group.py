@@ -26,7 +26,8 @@ from .method.beginning import begin
 from .method.classes import Source, extend_fields_of_view
 from .method.guard import complete
 from .method.networks import Autoencoder
-from .method.pseudolabels import guesser, looker, pseudo_label, rank
+from .method.pseudolabels import guesser, looker, pseudo_label, rank, viewer
+from .method.refinement import corrector
 from .method.trainer import (
     Trained,
     Trainer,
@@ -76,6 +77,8 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     extended = len(heads) > len(sources)
     facts = model.facts(labels, pool, rated, trainer.frame, trainer.method, extended)
     facts["label_kept"] = config.propagation
+    if trainer.encoder:
+        facts["encoder"] = {"name": trainer.encoder.name, "sha256": trainer.encoder.sha256}
     # what was trained from a new network is a method of its own: SL-1 is no candidate then
     several = trainer.method.warm_start and last is not first
     candidates = [first, last] if several else [last]
@@ -114,8 +117,13 @@ def self_train(
         return first, scores
     for number in range(1, method.rounds + 1):
         name, way = round_name(number), method.pseudo_labels if number == 1 else "network"
-        guess = guesser(trainer, last.network, sources, way)
-        key = fingerprint(last.key, method.copies, way)
+        key, correct = fingerprint(last.key, method.copies, way), None
+        if trainer.encoder and way in ("prototypes", "all"):
+            key = fingerprint(key, trainer.encoder.key)
+        if number > 1 and method.refinement != "none":
+            key, seen = fingerprint(key, method.refinement), viewer(trainer, last.network)
+            correct = corrector(trainer, pool, sources, seen, name, key)
+        guess = guesser(trainer, last.network, sources, way, correct)
         judged = fingerprint(key, asdict(method.quality))
         draw = partial(page.draw_pseudo, out, number)
         look = looker(trainer, last.network)

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import __version__
-from .config import ALL_MODALITIES, ANATOMICAL, INITS, OUTPUTS, PHANTOM, PRESETS, PSEUDO_LABELS
+from .config import (
+    ALL_MODALITIES,
+    ANATOMICAL,
+    INITS,
+    METHODS,
+    OUTPUTS,
+    PHANTOM,
+    PRESETS,
+    PSEUDO_LABELS,
+)
 from .errors import Usage
 
 LEVELS = ("group", "participant")
@@ -158,14 +167,24 @@ def build_parser() -> Parser:
         "else standard on a GPU, quick without)",
     )  # fmt: skip
     training.add_argument(
+        "--method", choices=list(METHODS), default="singlestrip",
+        help="singlestrip; or semisam-o1: prototypes, then three rounds from new networks "
+        "(default: singlestrip)",
+    )  # fmt: skip
+    training.add_argument(
         "--rounds", type=int, choices=range(10), metavar="N",
         help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
     )  # fmt: skip
     training.add_argument(
         "--pseudo-labels", choices=PSEUDO_LABELS, default=None,
         help="first masks of the unlabelled scans: by the network, as in the paper; by "
-        "registering the labelled scan; by both; or by prototypes of the label in the features "
-        f"of a network that has seen phantoms (default: {QUICK.pseudo_labels})",
+        "registering the labelled scan; by both (consensus); by prototypes of the label in the "
+        f"features of an encoder; or by all of these (default: {QUICK.pseudo_labels})",
+    )  # fmt: skip
+    training.add_argument(
+        "--encoder", type=Path, metavar="FILE",
+        help="the network whose features prototypes use: weights of this app or of SAM-Med3D "
+        "(vit_b_ori), or TorchScript (default: the one that has seen phantoms)",
     )  # fmt: skip
     training.add_argument(
         "--init", choices=INITS, default=None,

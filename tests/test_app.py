@@ -18,6 +18,7 @@ from builders import MODEL, listing, run, scan, table
 from safetensors.numpy import load_file
 
 from singlestrip_bids import cli
+from singlestrip_bids.machine.files import sha256
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.model import suited_preset
 
@@ -85,6 +86,49 @@ def test_pseudo_labels_by_one_way_alone(heads, trained, tmp_path, way):
         row["volume_ml"] for row in table(trained / MODEL / "scores.tsv")
     ]
     assert not same(weights(out), weights(trained))
+
+
+def test_pseudo_labels_by_all_ways_together(heads, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained / MODEL, out / MODEL)
+    assert run(heads, out, "group", "--pseudo-labels", "all") == 0
+    rows, before = (table(one / MODEL / "scores.tsv") for one in (out, trained))
+    assert [row["agreement"] for row in rows] == [row["agreement"] for row in before]
+    assert [row["volume_ml"] for row in rows] != [row["volume_ml"] for row in before]
+
+
+@pytest.mark.parametrize("reading", ["volumes", "regions"])
+def test_semisam_o1(heads, tmp_path, reading):
+    """Prototypes, then rounds from new networks with refined pseudo-labels of all scans."""
+    out = tmp_path / "out"
+    way = ["--method", "semisam-o1", "--set", "features=levels", f"refinement={reading}"]
+    assert run(heads, out, "group", *way) == 0
+    card = json.loads((out / MODEL / "model.json").read_text())
+    assert card["network"] == "round-3.safetensors"
+    assert card["encoder"]["name"] == "phantom"
+    rows = table(out / MODEL / "scores.tsv")
+    assert [row["round"] for row in rows] == ["1"] * 3 + ["2"] * 3 + ["3"] * 3
+    assert {row["kept"] for row in rows if float(row["volume_ml"])} == {"True"}
+    assert card["guard"]["kept"] == "round-3"  # a method of its own: SL-1 is no candidate
+    text = " ".join((out / "logs" / "CITATION.md").read_text().split())
+    assert "SemiSAM-O1" in text and "moving average" in text
+    before = weights(out)
+    assert run(heads, out, "group", *way) == 0
+    assert same(weights(out), before)  # finished stages are taken from disk
+
+
+def test_an_encoder_of_ones_own(heads, trained, tmp_path, capfd):
+    out, file = tmp_path / "out", trained / MODEL / "sl1.safetensors"
+    shutil.copytree(trained / MODEL, out / MODEL)
+    way = ["--pseudo-labels", "prototypes", "--encoder", str(file)]
+    assert run(heads, out, "group", *way) == 0
+    card = json.loads((out / MODEL / "model.json").read_text())
+    assert card["encoder"] == {"name": file.name, "sha256": sha256(file)}
+    assert run(heads, out, "group", "--encoder", str(file)) == 64
+    assert "--encoder goes with --pseudo-labels prototypes" in capfd.readouterr().err
+    assert run(heads, out, "group", *way[:3], str(scan(heads, "01"))) == 65
+    assert "more than weights, or damaged" in capfd.readouterr().err
+    assert json.loads((out / MODEL / "model.json").read_text()) == card  # nothing is lost
 
 
 def test_every_scan_has_a_mask_on_its_own_grid(heads, trained):

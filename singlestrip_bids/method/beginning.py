@@ -23,6 +23,7 @@ from ..image.nifti import Image
 from ..image.structures import Numbers, Structure, conform_numbers, numbered
 from ..machine import files
 from ..machine.runtime import Runtime
+from . import encoders
 from .classes import Source
 from .trainer import Trainer
 
@@ -40,7 +41,7 @@ def begin(
     Raises
     ------
     BadData
-        A label cannot be learnt from.
+        A label cannot be learnt from, or an encoder cannot be used.
     """
     method = config.method
     pairs = [label.read() for label in labels]
@@ -56,7 +57,8 @@ def begin(
         work = config.work_dir / files.fingerprint(key, str(config.output_dir))[:16]
     how = config.log_dir, config.stop_on_first_crash
     structures, numbers = _structures(labels, [image for image, _ in pairs], grid)
-    trainer = Trainer(folder, work, method, frame, runtime, key, structures, *how)
+    encoder = encoders.chosen(method, config.encoder, runtime)
+    trainer = Trainer(folder, work, method, frame, runtime, key, structures, encoder, *how)
     masks = [conform(mask, image.affine, grid, image.fill).data for image, mask in pairs]
     images = [conform_image(image, grid) for image, _ in pairs]
     for label, image, mask in zip(labels, images, masks, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Generator, Tensor, nn
 from ..config import SynthesisConfig
 from ..machine.runtime import Runtime
 from .classes import Source
+from .networks import UNet
 from .synthesis import on_host, training_batch
 from .training import Loss
 
@@ -74,5 +76,85 @@ def segmentation_loss(runtime: Runtime, draw: Callable[[Generator], Example]) ->
         with runtime.autocast():
             logits = network(torch.cat(images))
         return brain_and_structures(logits.float().sigmoid(), torch.cat(targets))
+
+    return loss
+
+
+RAMP = 0.3  # share of the steps after which pseudo-labels count as much as labels
+DECAY = 0.99  # of the moving average
+
+
+class Averaged(nn.Module):
+    """A network in training, the moving average of its weights, and how far it has come.
+
+    All three are its state, so that a training which is taken up again goes on as it would have.
+    The average follows the network closely at first (Tarvainen & Valpola 2017, mean teacher).
+    """
+
+    def __init__(self, network: UNet, steps: int) -> None:
+        super().__init__()
+        self.network, self.steps = network, steps
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("step", torch.zeros(()))
+        self.step: Tensor
+
+    @property
+    def ramp(self) -> Tensor:
+        """How much counts what is not certain: from 0 to 1."""
+        return (self.step / (RAMP * self.steps)).clamp(max=1)
+
+    @property
+    def recompute(self) -> bool:
+        """As of the network."""
+        return self.network.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.network.recompute = value
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Let the average follow."""
+        self.step += 1
+        rest = torch.maximum(1 / (self.step + 1), torch.full_like(self.step, 1 - DECAY))
+        for mean, own in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(own, rest)
+
+
+def ramped_loss(
+    runtime: Runtime,
+    labelled: Callable[[Generator], Example],
+    pseudo: Callable[[Generator], Example],
+    consistency: float,
+) -> Loss:
+    """Cross-entropy and soft Dice of an `Averaged` network, half on labels, half on pseudo-labels.
+
+    The latter count from nothing to all as training goes on; so does the agreement with the
+    moving average, times ``consistency``.
+
+    Notes
+    -----
+    SemiSAM-O1 (arXiv:2604.24109), its loss in rounds from scratch.
+    """
+
+    def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
+        assert isinstance(network, Averaged)
+        certain = [on_host(one, "labelled").random() < 0.5 for one in generators]
+        pairs = zip(certain, generators, strict=True)
+        drawn = [labelled(one) if sure else pseudo(one) for sure, one in pairs]
+        images, targets = (torch.cat(each) for each in zip(*drawn, strict=True))
+        with runtime.autocast():
+            logits = network.network(images).float()
+            with torch.no_grad():
+                average = network.average(images).float().sigmoid()
+        probability, ramp = logits.sigmoid(), network.ramp
+        total = consistency * ramp * F.mse_loss(probability, average)
+        for number, sure in enumerate(certain):
+            one = slice(number, number + 1)
+            overlap = brain_and_structures(probability[one], targets[one])
+            entropy = F.binary_cross_entropy_with_logits(logits[one], targets[one])
+            own = (overlap + entropy) / (2 * len(certain))
+            total = total + (own if sure else ramp * own)
+        return total
 
     return loss

@@ -15,17 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..image.grid import Conformed
 from ..image.structures import STEPS
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source
 from .inference import View
-from .networks import UNet
 from .synthesis import shares_of
 
-KNOWN = 64  # voxels along the grid whose heads the encoder knows
 SHARPNESS = 10.0  # of the softmax over likenesses, which are cosines
 
 
@@ -33,16 +31,15 @@ SHARPNESS = 10.0  # of the softmax over likenesses, which are cosines
 class Prototypes:
     """What the classes look like to an encoder."""
 
-    encoder: UNet
+    encoder: nn.Module
     means: Tensor  # (1 + C, features), of unit length: what is no brain, then each class
-    deepest: bool = False  # whether features are as published
 
     def view(self, conformed: Conformed, runtime: Runtime) -> View:
         """Tell the classes apart in another scan."""
 
         def on(machine: Runtime) -> Tensor:
             image = torch.from_numpy(conformed.data).to(machine.device)[None, None]
-            seen = features(machine.take(self.encoder), image, self.deepest)
+            seen = machine.take(self.encoder)(image)
             like = torch.einsum("kc,bcxyz->bkxyz", self.means.to(seen), seen)
             full = F.interpolate(like, size=image.shape[2:], mode="trilinear", align_corners=False)
             return (SHARPNESS * full).softmax(1)[0].cpu()
@@ -56,31 +53,7 @@ class Prototypes:
 
 
 @torch.inference_mode()
-def features(encoder: UNet, image: Tensor, deepest: bool = False) -> Tensor:
-    """Describe the voxels of images (B, 1, X, Y, Z) by vectors of unit length (B, C, x, y, z).
-
-    Images of a finer grid than the encoder knows are seen at its resolution.
-    """
-    factor = max(min(image.shape[2:]) // KNOWN, 1)
-    lack = [-n % (factor * encoder.config.multiple) for n in image.shape[:1:-1]]  # last axis first
-    padded = F.pad(image, [n for more in lack for n in (0, more)])
-    levels = list(encoder.blocks(F.avg_pool3d(padded, factor)))
-    middle = len(encoder.encoder)
-    chosen = [levels[middle - 1]] if deepest else levels[middle:]
-    size = chosen[-1].shape[2:]
-    joined = [
-        F.normalize(F.interpolate(level.float(), size=size, mode="trilinear"), dim=1)
-        for level in chosen
-    ]
-    step = padded.shape[2] // size[0]  # voxels of the image an edge
-    x, y, z = (max(n // step, 1) for n in image.shape[2:])
-    return F.normalize(torch.cat(joined, 1), dim=1)[:, :, :x, :y, :z]
-
-
-@torch.inference_mode()
-def learn(
-    encoder: UNet, sources: Sequence[Source], runtime: Runtime, deepest: bool = False
-) -> Prototypes:
+def learn(encoder: nn.Module, sources: Sequence[Source], runtime: Runtime) -> Prototypes:
     """Average what an encoder says of each class in the labelled scans.
 
     There is one class, the brain, or one for each structure.
@@ -88,10 +61,10 @@ def learn(
     runtime.take(encoder)
     sums: list[Tensor] = []
     for origin in sources:
-        seen = features(encoder, origin.image, deepest)[0]
+        seen = encoder(origin.image)[0]
         inside = (origin.classes > 0).float()
         brain = origin.mask if origin.parts is None else shares_of(origin)
         every = torch.cat([inside * (1 - origin.mask), brain * inside], 1)
         weight = F.interpolate(every, size=seen.shape[1:], mode="area")[0]
         sums.append(weight.flatten(1) @ seen.flatten(1).T)
-    return Prototypes(encoder, F.normalize(torch.stack(sums).sum(0), dim=1), deepest)
+    return Prototypes(encoder, F.normalize(torch.stack(sums).sum(0), dim=1))

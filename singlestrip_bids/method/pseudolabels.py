@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bids.scans import Scan
-from ..config import PHANTOM
 from ..errors import BadData
 from ..image.grid import Conformed
 from ..image.head import refuse_stripped
@@ -23,7 +22,6 @@ from ..image.structures import Numbers, coarsened_numbers, most
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import as_memory_allows, check_stop
-from . import model
 from .autoencoder import shape_score
 from .classes import Source
 from .inference import View, mask_from, view
@@ -31,10 +29,12 @@ from .networks import Autoencoder, UNet
 from .orientation import Doubt, doubt
 from .propagation import coarsened, join_shares, propagate_labels, weight_of
 from .prototypes import learn
+from .refinement import Correct, Viewer
 from .trainer import Trainer
 
 T = TypeVar("T")
 UPRIGHT = 0.9  # agreement of network and registration above which no orientation is in doubt
+PROTOTYPES = np.float32(0.25)  # of the votes, where all speak
 APART = 0.05  # nor is it, where the agreement is not so far below that of most scans
 
 
@@ -96,6 +96,7 @@ class Guess:
     agreement: float | None = None  # Dice of that and the network's mask, if both were made
     numbers: Numbers | None = None  # structures in the mask, in voxels as large or half as large
     opinion: Numbers | None = None  # structures in the propagated mask, likewise
+    coarse: bool = False  # so that it does not tell whether there is a skull
 
 
 Guesser = Callable[[Conformed], Guess]
@@ -103,25 +104,38 @@ Drawer = Callable[[Scan, Conformed, Guess], None]
 Look = Callable[[Conformed, Mask], Doubt | None]
 
 
-def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str) -> Guesser:
+def viewer(trainer: Trainer, network: UNet) -> Viewer:
+    """Make the function that shows a scan, and copies of it, to the network."""
+    return lambda conformed: as_memory_allows(
+        lambda machine: view(network, conformed, machine, trainer.method.copies),
+        trainer.runtime.rungs(),
+    )
+
+
+def guesser(
+    trainer: Trainer,
+    network: UNet,
+    sources: Sequence[Source],
+    way: str,
+    correct: Correct | None = None,
+) -> Guesser:
     """Make the function that guesses a scan's mask in one of the `PSEUDO_LABELS`' ways.
 
     The consensus weighs network and registration scan by scan, as at masking: see `weight_of`.
-    Prototypes are those of the labels in the features of the network that ships with the app.
+    Where ``all`` speak, prototypes of the labels have `PROTOTYPES` of the votes. The network's own
+    guess may be corrected.
     """
-    if way == "prototypes":
-        known = learn(model.load(PHANTOM, trainer.runtime).network, sources, trainer.runtime)
-        return lambda conformed: _guess(known.view(conformed, trainer.runtime))
-
-    def by_network(conformed: Conformed) -> View:
-        return as_memory_allows(
-            lambda machine: view(network, conformed, machine, trainer.method.copies),
-            trainer.runtime.rungs(),
-        )
+    by_network, known, encoder = viewer(trainer, network), None, trainer.encoder
+    if encoder and way in ("prototypes", "all"):
+        known = learn(encoder.network, sources, trainer.runtime)
 
     def guess(conformed: Conformed) -> Guess:
+        if known and encoder and way == "prototypes":
+            by_likeness = _guess(known.view(conformed, trainer.runtime))
+            return replace(by_likeness, coarse=encoder.deepest)
         if way == "network":
-            return _guess(by_network(conformed))
+            seen = by_network(conformed)
+            return _guess(correct(conformed, seen) if correct else seen)
         said = propagate_labels(sources, conformed, trainer.runtime)
         second = coarsened(said.mask, conformed)
         propagated = mask_from(second)
@@ -130,7 +144,11 @@ def guesser(trainer: Trainer, network: UNet, sources: Sequence[Source], way: str
             return Guess(propagated, propagated, numbers=opinion, opinion=opinion)
         first = by_network(conformed)
         weight = np.float32(weight_of(said.explained))
-        consensus = mask_from((1 - weight) * first.brain + weight * second)
+        joined = (1 - weight) * first.brain + weight * second
+        if known:
+            third = known.view(conformed, trainer.runtime).brain
+            joined = (1 - PROTOTYPES) * joined + PROTOTYPES * third
+        consensus = mask_from(joined)
         agreement, numbers = dice(first.mask, propagated), None
         if first.shares is not None and said.shares is not None:
             shares = join_shares(first.shares, said.shares, said.explained)
@@ -238,7 +256,8 @@ def _candidate(
             pass  # half a file from elsewhere: the mask is made again
     conformed = trainer.conform(scan)
     made = guess(conformed)
-    refuse_stripped(scan.path, conformed, made.mask)
+    if not made.coarse:
+        refuse_stripped(scan.path, conformed, made.mask)
     if draw:
         draw(scan, conformed, made)
     judged: Mask | Numbers = made.mask

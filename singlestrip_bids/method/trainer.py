@@ -35,8 +35,9 @@ from ..machine.runtime import OUT_OF_MEMORY, Runtime, as_memory_allows, mix_seed
 from . import model
 from .autoencoder import loss_over, schedule, slices
 from .classes import Source, class_map, source
+from .encoders import Encoder
 from .inference import AUGMENTED, predict
-from .losses import images_of, segmentation_loss
+from .losses import Averaged, images_of, ramped_loss, segmentation_loss
 from .networks import Autoencoder, Network, UNet
 from .training import Loss, fit, learning_rate, load_weights
 
@@ -63,6 +64,7 @@ class Trainer:
     runtime: Runtime
     key: str = ""  # fingerprint of the labels and of all settings that decide SL-1
     structures: tuple[Structure, ...] = ()  # that the labels tell apart, if any
+    encoder: Encoder | None = None  # that describes scans, if the method needs it
     log_dir: Path | None = None  # for crash files
     stop_on_first_crash: bool = False
 
@@ -108,11 +110,13 @@ class Trainer:
         settings: TrainingConfig,
         key: str,
         sources: Sequence[Source] = (),
+        learner: Averaged | None = None,
     ) -> str:
         """Train a network in place, or read it if it is finished; return its fingerprint.
 
         Where the masks of a U-Net are cut is settled by the labelled ``sources``, and kept beside
-        the weights. Of several processes the first one writes.
+        the weights. A ``learner`` is trained in its network's stead, which it holds. Of several
+        processes the first one writes.
         """
         path = self.folder / f"{name}.safetensors"
         how = ["settle"] if sources else []
@@ -122,10 +126,10 @@ class Trainer:
             return key
         if self.runtime.main:
             model.retract(self.folder)
-        network.to(self.runtime.device)
+        module = (learner or network).to(self.runtime.device)
         checkpoint = self.work / f"{name}.checkpoint"
         seed = mix_seed(self.method.seed, int(key[:12], 16))
-        history = fit(network, loss, settings, self.runtime, checkpoint, key, seed, name)
+        history = fit(module, loss, settings, self.runtime, checkpoint, key, seed, name)
         facts: dict[str, Any] = {}
         if sources:
             facts["threshold"] = settle(self, network, sources)
@@ -215,12 +219,18 @@ def fine_tune(
 
     ``key`` is the fingerprint of the pseudo-labels.
     """
-    method = trainer.method
-    draw = images_of([*sources, *pseudo], method.size, method.finetuning_synthesis)
-    loss = segmentation_loss(trainer.runtime, draw)
+    method, runtime = trainer.method, trainer.runtime
     network = copy.deepcopy(before.network) if method.warm_start else _new_network(trainer)
     key = key if method.warm_start else files.fingerprint(key, "new")
-    key = trainer.train(name, network, loss, method.finetuning, key, sources)
+    learner, how = None, (method.size, method.finetuning_synthesis)
+    if method.consistency:
+        learner = Averaged(network, method.finetuning.steps)
+        labelled, others = images_of(sources, *how), images_of(pseudo, *how)
+        loss = ramped_loss(runtime, labelled, others, method.consistency)
+        key = files.fingerprint(key, "ramped", method.consistency)
+    else:
+        loss = segmentation_loss(runtime, images_of([*sources, *pseudo], *how))
+    key = trainer.train(name, network, loss, method.finetuning, key, sources, learner)
     return Trained(name, network, key)
 
 

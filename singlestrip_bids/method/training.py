@@ -73,7 +73,7 @@ def fit(
 
     The state of an unfinished training is saved at ``checkpoint`` by the first process. It is
     taken up if its ``fingerprint`` (of all that decides the result) agrees; the caller removes it
-    once the result is safe.
+    once the result is safe. A network's ``after_step`` is called after every step, if it has one.
 
     Raises
     ------
@@ -91,6 +91,7 @@ def fit(
     ways = WAYS
     states: list[Tensor] = []  # of the last steps, on the device: nobody has looked at them yet
     saved = time.monotonic()
+    after: Callable[[], None] = getattr(network, "after_step", lambda: None)
     network.train()
     with Progress(label, settings.steps, len(history)) as progress:
         for step in range(len(history), settings.steps):
@@ -101,6 +102,7 @@ def fit(
             ways = ways[ways.index(way) :]
             states.append(runtime.average(network, value, weight))
             optimiser.step()
+            after()
             if len(states) < runtime.look_every and step + 1 < settings.steps:
                 continue
             losses, asked = torch.stack(states).T.tolist()

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from benchmarks import accuracy, qc
+from benchmarks import accuracy, parts, qc
 from singlestrip_bids import load_model
 from singlestrip_bids.config import PRESETS
 from singlestrip_bids.demo import write_dataset
@@ -215,7 +215,7 @@ def test_labels_by_their_masks_references_in_the_dataset_and_the_parts_of_an_arm
         "best": {},
     }
     results = accuracy.run(config, bids, tmp_path / "work", tmp_path / "table")
-    found = {arm: {} for arm in ("SSL", "SSL: network", "SSL: label")}
+    found = {arm: {} for arm in ("SSL", *(f"SSL: {part}" for part in parts.PARTS))}
     for one in results["rows"]:
         found[one["arm"]][one["scan"]] = one["dice"]
     scans = found["SSL"].keys()

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from singlestrip_bids.config import PHANTOM
 from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.image.structures import overlaps
 from singlestrip_bids.machine.runtime import start
-from singlestrip_bids.method import model
+from singlestrip_bids.method import encoders
 from singlestrip_bids.method.classes import source
 from singlestrip_bids.method.phantoms import draw_phantom
-from singlestrip_bids.method.prototypes import features, learn
+from singlestrip_bids.method.prototypes import learn
 
 CPU = start("cpu")
 SIZE = 64
@@ -24,7 +23,12 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def encoder():
-    return model.load(PHANTOM, CPU).network
+    return encoders.own(deepest=False, runtime=CPU).network
+
+
+@pytest.fixture(scope="module")
+def published():
+    return encoders.own(deepest=True, runtime=CPU).network
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,9 @@ def seen(origin, flip: bool = False) -> Conformed:
     return Conformed(image, np.eye(4), np.ones(image.shape, bool))
 
 
-def test_features_are_of_unit_length_and_finer_than_the_published_ones(encoder, head):
-    fine, coarse = (features(encoder, head.image, deepest) for deepest in (False, True))
+@torch.inference_mode()
+def test_features_are_of_unit_length_and_finer_than_the_published_ones(encoder, published, head):
+    fine, coarse = (network(head.image) for network in (encoder, published))
     assert fine.shape[2:] == (32, 32, 32) and coarse.shape[2:] == (4, 4, 4)
     for one in (fine, coarse):
         torch.testing.assert_close(one.norm(dim=1), torch.ones_like(one[:, 0]))
@@ -54,11 +59,11 @@ def test_the_label_finds_itself_and_its_mirror_image(encoder, head):
         assert dice(found.mask, truth[::-1] if flip else truth) > 0.8
 
 
-def test_finer_features_make_better_masks(encoder, head):
+def test_finer_features_make_better_masks(encoder, published, head):
     truth = head.mask[0, 0].numpy() > 0.5
     fine, coarse = (
-        dice(learn(encoder, [head], CPU, deepest).view(seen(head), CPU).mask, truth)
-        for deepest in (False, True)
+        dice(learn(network, [head], CPU).view(seen(head), CPU).mask, truth)
+        for network in (encoder, published)
     )
     assert fine > coarse + 0.05
 
