@@ -29,6 +29,12 @@ from singlestrip_bids.method.propagation import propagate_labels
 PARTS = ("network", "label", "prototypes", "blocks")
 
 
+def prototypes_of(model: Model, deepest: bool = False) -> prototypes.Prototypes:
+    """Learn the prototypes of the labels that a model keeps, in the app's own features."""
+    labels = [replace(one, classes=torch.ones_like(one.image)) for one in model.labels]
+    return prototypes.learn(encoders.own(deepest, model.runtime).network, labels, model.runtime)
+
+
 def mask_apart(model: Model, scans: Sequence[Scan], out: Path) -> None:
     """Write the masks of all voices of a model that keeps its label.
 
@@ -41,11 +47,7 @@ def mask_apart(model: Model, scans: Sequence[Scan], out: Path) -> None:
     out : Path
         Gets a folder for each voice.
     """
-    labels = [replace(one, classes=torch.ones_like(one.image)) for one in model.labels]
-    known = [
-        prototypes.learn(encoders.own(deepest, model.runtime).network, labels, model.runtime)
-        for deepest in (False, True)
-    ]
+    known = [prototypes_of(model, deepest) for deepest in (False, True)]
     for scan in scans:
         image = nifti.load(scan.path)
         conformed = model.frame.conform(image)

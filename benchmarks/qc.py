@@ -24,6 +24,7 @@ from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.parts import prototypes_of
 from benchmarks.record import facts, line, write
 from singlestrip_bids import load_model
 from singlestrip_bids.bids.derivatives import Derivatives
@@ -37,6 +38,7 @@ from singlestrip_bids.method.expected_dice import Evidence, Segmentation, line_t
 from singlestrip_bids.method.guard import LABEL
 from singlestrip_bids.method.inference import mask_from, predict
 from singlestrip_bids.method.model import Model
+from singlestrip_bids.method.prototypes import Prototypes
 
 GOOD = 0.9  # Dice
 COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in degrees
@@ -49,6 +51,7 @@ JUDGES = {
     "strong": "the same with strongly remapped ones",
     "expected": "expected Dice, from the autoencoder and both kinds of copies",
     "tta": "median Dice of ten turned, scaled copies with their median, as published",
+    "features": "Dice with the mask by prototypes of the label in the features of an encoder",
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
     "whole": "share of the largest component",
@@ -74,11 +77,13 @@ def judge(trained: Model, dataset: Path, subjects: Sequence[str] = ()) -> list[d
         and its mirror image together), ``low``, ``high`` and every judgement.
     """
     label = trained.card["label"][0]["scan"]
-    rows = []
+    rows, known = [], prototypes_of(trained) if trained.labels else None
     for scan in find_scans(dataset, ALL_MODALITIES, subjects):
         path = Derivatives(dataset.with_name(f"{dataset.name}-truth")).mask(scan)
         if path.is_file() and scan.relative != label:
-            rows.append({"label": label, "scan": scan.relative, **_row(trained, scan, path)})
+            rows.append(
+                {"label": label, "scan": scan.relative, **_row(trained, known, scan, path)}
+            )
     return rows
 
 
@@ -96,7 +101,7 @@ def _score_alone(seen: Mapping[str, Any]) -> Evidence:
     return Evidence(float(seen["score"]), 0.0, 0.0)  # the same for all: it tells nothing
 
 
-def _row(trained: Model, scan: Scan, path: Path) -> dict[str, Any]:
+def _row(trained: Model, known: Prototypes | None, scan: Scan, path: Path) -> dict[str, Any]:
     image = nifti.load(scan.path)
     conformed = trained.frame.conform(image)
     grid = replace(trained.frame.grid, voxel_size=conformed.voxel_size)
@@ -105,6 +110,9 @@ def _row(trained: Model, scan: Scan, path: Path) -> dict[str, Any]:
     expected, low, high = trained.calibration.expect(seen.evidence)
     mirror, joint = _in_mirror(trained, conformed)
     share = millilitres(seen.mask, conformed.affine) / trained.frame.brain_ml
+    like = {}
+    if known:  # a model that keeps its label
+        like["features"] = dice(seen.mask, known.view(conformed, trained.runtime).mask)
     return {
         "dice": dice(seen.mask, target),
         "dice_mirror": dice(joint, target),
@@ -116,6 +124,7 @@ def _row(trained: Model, scan: Scan, path: Path) -> dict[str, Any]:
         "strong": seen.evidence.strong,
         "expected": expected,
         "tta": _tta(trained, conformed),
+        **like,
         "volume": min(share, 1 / share) if share else 0.0,
         "roundness": _roundness(seen.mask),
         "whole": _whole(seen),

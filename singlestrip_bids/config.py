@@ -24,6 +24,7 @@ SUFFIXES = (
 OUTPUTS = ("brain", "probseg", "distance")  # what can be written beside the masks
 INITS = ("random", "phantom")  # weights with which a training can begin
 PSEUDO_LABELS = ("network", "registration", "consensus", "prototypes", "all")  # of the first round
+WITH_PROTOTYPES = ("prototypes", "all")  # among them
 FEATURES = ("levels", "deepest")  # of an encoder: all levels of its decoder, or as published
 REFINEMENTS = ("none", "regions", "volumes")  # of pseudo-labels between rounds
 ALL = 10_000  # pseudo-labels: more than there are scans
@@ -184,7 +185,7 @@ class MethodConfig:
     @property
     def needs_features(self) -> bool:
         """Whether scans are described by an encoder."""
-        first = self.pseudo_labels in ("prototypes", "all")
+        first = self.pseudo_labels in WITH_PROTOTYPES
         return self.rounds > 0 and (first or (self.refinement != "none" and self.rounds > 1))
 
     def to_dict(self) -> dict[str, Any]:

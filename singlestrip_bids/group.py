@@ -17,7 +17,7 @@ from .bids import ratings
 from .bids.derivatives import Derivatives
 from .bids.label import find_label
 from .bids.scans import Scan, selected
-from .config import RunConfig
+from .config import WITH_PROTOTYPES, RunConfig
 from .errors import ScanFailed
 from .machine.files import fingerprint, sha256, write_tsv
 from .machine.runtime import Runtime
@@ -118,7 +118,7 @@ def self_train(
     for number in range(1, method.rounds + 1):
         name, way = round_name(number), method.pseudo_labels if number == 1 else "network"
         key, correct = fingerprint(last.key, method.copies, way), None
-        if trainer.encoder and way in ("prototypes", "all"):
+        if trainer.encoder and way in WITH_PROTOTYPES:
             key = fingerprint(key, trainer.encoder.key)
         if number > 1 and method.refinement != "none":
             key, seen = fingerprint(key, method.refinement), viewer(trainer, last.network)

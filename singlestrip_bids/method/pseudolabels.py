@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bids.scans import Scan
+from ..config import WITH_PROTOTYPES
 from ..errors import BadData
 from ..image.grid import Conformed
 from ..image.head import refuse_stripped
@@ -125,29 +127,27 @@ def guesser(
     Where ``all`` speak, prototypes of the labels have `PROTOTYPES` of the votes. The network's own
     guess may be corrected.
     """
-    by_network, known, encoder = viewer(trainer, network), None, trainer.encoder
-    if encoder and way in ("prototypes", "all"):
-        known = learn(encoder.network, sources, trainer.runtime)
+    see, encoder = viewer(trainer, network), trainer.encoder
+    if way == "network":
+        return lambda scan: _guess(correct(scan, see(scan)) if correct else see(scan))
+    known: Viewer | None = None
+    if encoder and way in WITH_PROTOTYPES:
+        prototypes, coarse = learn(encoder.network, sources, trainer.runtime), encoder.deepest
+        known = like = partial(prototypes.view, runtime=trainer.runtime)
+        if way == "prototypes":
+            return lambda scan: replace(_guess(like(scan)), coarse=coarse)
 
     def guess(conformed: Conformed) -> Guess:
-        if known and encoder and way == "prototypes":
-            by_likeness = _guess(known.view(conformed, trainer.runtime))
-            return replace(by_likeness, coarse=encoder.deepest)
-        if way == "network":
-            seen = by_network(conformed)
-            return _guess(correct(conformed, seen) if correct else seen)
         said = propagate_labels(sources, conformed, trainer.runtime)
         second = coarsened(said.mask, conformed)
         propagated = mask_from(second)
         opinion = None if said.shares is None else most(said.shares, propagated)
         if way == "registration":
             return Guess(propagated, propagated, numbers=opinion, opinion=opinion)
-        first = by_network(conformed)
-        weight = np.float32(weight_of(said.explained))
+        first, weight = see(conformed), np.float32(weight_of(said.explained))
         joined = (1 - weight) * first.brain + weight * second
         if known:
-            third = known.view(conformed, trainer.runtime).brain
-            joined = (1 - PROTOTYPES) * joined + PROTOTYPES * third
+            joined = (1 - PROTOTYPES) * joined + PROTOTYPES * known(conformed).brain
         consensus = mask_from(joined)
         agreement, numbers = dice(first.mask, propagated), None
         if first.shares is not None and said.shares is not None:
