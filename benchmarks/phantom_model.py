@@ -50,6 +50,7 @@ def settings(steps: int, seed: int) -> MethodConfig:
         quality=replace(quick.quality, epochs=20),
         trials=JUDGED,
         rounds=0,
+        init="random",
         seed=seed,
     )
 

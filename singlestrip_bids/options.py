@@ -189,7 +189,7 @@ def build_parser() -> Parser:
     training.add_argument(
         "--init", choices=INITS, default=None,
         help="weights with which the first training begins: random ones, or those of the network "
-        f"that has seen phantoms (default: {QUICK.init})",
+        "that has seen phantoms (default: phantom with quick, else random)",
     )  # fmt: skip
     training.add_argument(
         "--top-k", type=_positive_int, metavar="K",

@@ -121,9 +121,9 @@ class TestSet:
         made = changed(f"steps={steps}")
         assert made == with_steps(QUICK, steps)
         assert made.training.steps == steps
-        assert made.finetuning.steps == steps
-        assert made.quality.epochs == max(round(500 * steps / 1000), 1)
-        assert made.trials == max(60 * steps // 1000, 20)
+        assert made.finetuning.steps == max(round(steps * 7 / 3), 1)
+        assert made.quality.epochs == max(round(500 * steps / 300), 1)
+        assert made.trials == max(round(60 * steps / 300), 20)
         longer = with_settings(PRESETS["standard"], [f"steps={steps}"])
         assert longer.finetuning.steps == max(round(steps / 2), 1)
 
@@ -306,9 +306,9 @@ class TestGone:
 
 def test_steps_are_those_of_the_last_and_come_first():
     quick = PRESETS["quick"]
-    assert with_settings(quick, ["steps=2", "steps=1000"]) == quick
-    mixed = with_settings(quick, ["training.steps=7", "steps=100"])
-    assert (mixed.training.steps, mixed.finetuning.steps) == (7, 100)
+    assert with_settings(quick, ["steps=2", "steps=300"]) == quick
+    mixed = with_settings(quick, ["training.steps=7", "steps=150"])
+    assert (mixed.training.steps, mixed.finetuning.steps) == (7, 350)
 
 
 def test_a_number_beyond_all_bounds_is_refused():

@@ -138,6 +138,17 @@ def test_a_sidecar_that_another_program_changed_costs_no_page(dataset, out, tmp_
     assert "left half" not in (copy / "sub-02.html").read_text()
 
 
+def test_semisam_o1_tells_them_too(dataset, tmp_path):
+    way = ["--method", "semisam-o1", "--set", "features=levels", "refinement=regions", "rounds=2"]
+    assert run(dataset, tmp_path, "group", "participant", *way, "--no-propagation") == 0
+    assert json.loads((tmp_path / MODEL / "model.json").read_text())["network"] == (
+        "round-2.safetensors"
+    )
+    for path in tmp_path.rglob("*_dseg.nii.gz"):
+        assert set(np.unique(np.asarray(nib.load(path).dataobj))) <= {0, *NAMES}
+    assert len(list(tmp_path.rglob("*_dseg.nii.gz"))) == 4
+
+
 def test_from_python(dataset, out):
     model = singlestrip_bids.load_model(out / MODEL, device="cpu")
     scan = find_scans(dataset)[1]

@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="OUT", help="gets dataset, masks and picture")
     parser.add_argument("--subjects", type=int, default=10, metavar="N", help="heads, 2 or more")
-    about = "settings of the method, as of the app (default: steps=260)"
+    about = "settings of the method, as of the app (default: steps=100)"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=about)
     args = parser.parse_args(argv)
-    settings = ["steps=260", *args.set]
+    settings = ["steps=100", *args.set]
     bids_dir, out, picture = (args.folder / name for name in ("bids", "singlestrip", "masks.jpg"))
     call = [str(bids_dir), str(out), "group"]
     training = [*call, "participant", "--preset", "quick", "--set", *settings]

@@ -243,7 +243,10 @@ def _new_network(trainer: Trainer) -> UNet:
         try:
             load_weights(path, network, {**files.load_tensors(path)[0], **parts})
         except BadData as error:
-            raise Usage("--init phantom goes with the network of --preset quick.") from error
+            raise Usage(
+                "--init phantom goes with the network of --preset quick; for another give "
+                "--init random."
+            ) from error
     return network
 
 

@@ -13,7 +13,7 @@ from builders import MODEL
 
 from singlestrip_bids import cli
 from singlestrip_bids.bids.derivatives import Derivatives
-from singlestrip_bids.config import PRESETS
+from singlestrip_bids.config import PRESETS, semisam_o1
 from singlestrip_bids.machine import files
 from singlestrip_bids.method.classes import INSIDE, OUTSIDE
 from singlestrip_bids.method.model import FORMAT
@@ -118,13 +118,18 @@ def flat(prose: str) -> str:
     return " ".join(prose.split())
 
 
+PHANTOM = {"name": "phantom", "sha256": "abc"}
+SEMISAM = CARD | {"method": semisam_o1(PRESETS["quick"]).to_dict(), "encoder": PHANTOM}
+
 RUNS = {
     "consensus": (CARD, scores(4), masks(0.9, 0.95, 0.97)),
     "paper": (changed(pseudo_labels="network", rounds=3), scores(4, 5, 6), []),
     "full": ({**CARD, "method": PRESETS["full"].to_dict()}, scores(4), masks(0.9)),
     "no pool": (alone(), [], masks(0.9)),
     "phantoms": (phantoms(), [], masks(0.9)),
-    "begun with phantoms": (changed(init="phantom"), scores(4), masks(0.9)),
+    "random weights": (changed(init="random"), scores(4), masks(0.9)),
+    "semisam-o1": (SEMISAM, scores(8, 8, 8), masks(0.9)),
+    "all ways": (changed(pseudo_labels="all") | {"encoder": PHANTOM}, scores(4), masks(0.9)),
     "refused": (refused(), scores(4), masks(0.9, 0.95)),
 }
 
@@ -185,7 +190,8 @@ def test_numbers_of_a_consensus_run():
         "trained on axial slices of the label for 500 epochs",
         "In this training 80 % of the images were made from the scans themselves, 80 % of those",
         f"into {INSIDE} and {OUTSIDE} classes",
-        "for 1,000 steps with batches of 2 images, by Muon [@muon] at a learning rate of 0.02",
+        "for 300 steps with batches of 2 images, by Muon [@muon] at a learning rate of 0.02",
+        "which begins with weights learnt on random shapes alone [@pumba]",
         "The best 4 of 8, in proportion",
         "on 60 corrupted copies",
         "(.810 and .830)",
@@ -211,11 +217,45 @@ def test_numbers_of_a_run_with_the_network_alone():
         "In round 1 the best 4 of 8",
         "In round 3 the best 6 of 8",
         "From the second round on, the pseudo-labels were those of the network of the round ",
-        "for 1,000 steps with batches of 2 images in each round",
+        "for 700 steps with batches of 2 images in each round",
     ):
         assert words in paper, words
     for absent in ("avants2008", "registration", "# Masking", "consensus"):
         assert absent not in paper
+
+
+def test_random_weights_are_told():
+    prose = flat(methods.text(*RUNS["random weights"]))
+    assert "and uses no network weights and no labels from elsewhere" in prose
+    assert "pumba" not in prose
+
+
+def test_semisam_o1_is_told():
+    prose = flat(methods.text(*RUNS["semisam-o1"]))
+    for words in (
+        "by its likeness to prototypes of the label [@semisam] in the features of a network that "
+        "has seen random shapes alone [@pumba].",
+        "the tenth of them of the highest entropy was replaced by a vote of the five scans",
+        "A new network was trained on images made from the label and from the kept pseudo-labels, "
+        "both equally often, with the cross-entropy and a soft Dice loss",
+        "the agreement with a moving average of the weights [@meanteacher] that rose over 30 %",
+        "for 300 steps with batches of 2 images in each round",
+    ):
+        assert words in prose, words
+    assert "fine-tuned on images" not in prose
+    card = SEMISAM | {"encoder": {"name": "sam.pth", "sha256": "abc"}}
+    card["method"] = card["method"] | {"refinement": "regions"}
+    prose = flat(methods.text(card, scores(8, 8, 8), masks(0.9)))
+    assert "in the features of a frozen network (sam.pth)" in prose
+    assert "corrected by a vote of the five voxels" in prose
+
+
+def test_all_ways_are_told():
+    prose = flat(methods.text(*RUNS["all ways"]))
+    assert (
+        "with a quarter of the votes for likeness to prototypes of the label [@semisam]" in prose
+    )
+    assert "averaged with that of the two guesses in the first round," in prose
 
 
 def test_numbers_of_a_run_whose_guard_refused():
