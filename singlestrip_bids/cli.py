@@ -186,7 +186,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     method = _method(arguments, machine, training)
     filter_file = arguments.bids_filter_file
     same = (
-        *("bids_dir", "output_dir", "label_mask", "encoder", "work_dir", "border_mm"),
+        *("bids_dir", "output_dir", "label_mask", "encoder", "time", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
         *("stop_on_first_crash", "low_mem", "ratings"),
     )

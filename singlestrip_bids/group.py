@@ -23,6 +23,7 @@ from .machine.files import fingerprint, sha256, write_tsv
 from .machine.runtime import Runtime
 from .method import model
 from .method.beginning import begin
+from .method.budget import keep_to
 from .method.classes import Source, extend_fields_of_view
 from .method.guard import complete
 from .method.networks import Autoencoder
@@ -60,6 +61,8 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     pool = [s for s in scans if s.path not in taken and s.relative not in rated.rejected]
 
     trainer, sources = begin(config, labels, runtime)
+    if config.time:
+        trainer = keep_to(trainer, sources, pool, config.time)
     heads = extend_fields_of_view(sources, trainer.method.size)
     out = Derivatives(config.output_dir)
     if runtime.main:

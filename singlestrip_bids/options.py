@@ -84,6 +84,15 @@ def _seed(text: str) -> int:
     return value
 
 
+def _duration(text: str) -> float:
+    """Read a time such as 45m or 1h30m; return seconds."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise argparse.ArgumentTypeError(f"{text} is no time such as 45m or 1h30m")
+    return float(total)
+
+
 def _border(text: str) -> float:
     value = float(text)
     if not 0.1 <= abs(value) <= 100:
@@ -165,6 +174,11 @@ def build_parser() -> Parser:
         help="quick: 4 mm for an adult head, minutes on 2 CPU cores; standard: 2 mm, a GPU; "
         "full: 1 mm, the scale of the paper (default: that of the training begun in OUTPUT_DIR; "
         "else standard on a GPU, quick without)",
+    )  # fmt: skip
+    training.add_argument(
+        "--time", type=_duration, metavar="TIME",
+        help="as many steps as end in this time on this machine, such as 10m, 30m or 8h "
+        "(default: those of the preset)",
     )  # fmt: skip
     training.add_argument(
         "--method", choices=list(METHODS), default="singlestrip",
