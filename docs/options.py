@@ -14,8 +14,8 @@ Write the folders and the levels first, the options after them:
 `singlestrip-bids BIDS_DIR OUTPUT_DIR group participant --preset quick`.
 The table is made from the program itself (`python docs/options.py`).
 
-| option | values | meaning |
-|---|---|---|
+option | values | meaning
+---|---|---
 """
 
 
@@ -24,7 +24,7 @@ def page() -> str:
     lines = []
     for group in build_parser()._action_groups:
         if group._group_actions and group.title not in ("positional arguments", "options"):
-            lines.append(f"| **{group.title}** | | |")
+            lines.append(f"**{group.title}** | |")
         lines += [row(a) for a in group._group_actions if a.help != argparse.SUPPRESS]
     return HEAD + "\n".join(lines) + "\n"
 
@@ -38,7 +38,7 @@ def row(action: argparse.Action) -> str:
     values = ", ".join(map(str, choices)) or str(action.metavar or action.dest.upper())
     values = "" if action.nargs == 0 else values + (" ..." if action.nargs == "+" else "")
     meaning = " ".join((action.help or "").replace("%%", "%").replace("|", "\\|").split())
-    return f"| {', '.join(f'`{name}`' for name in names)} | {values} | {meaning} |"
+    return f"{', '.join(f'`{name}`' for name in names)} | {values} | {meaning}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ CODES = {
 }
 PACKAGE = Path(singlestrip_bids.__file__).parent
 TABLE = (Path(__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
-CELLS = [line.split("|")[1] for line in TABLE.splitlines() if line.startswith("|")]
+CELLS = [line.split("|")[0] for line in TABLE.splitlines() if " | " in line]
 ENTRIES = [entry for cell in CELLS for entry in re.findall(r"`([^`]+)`", cell)]
 GAP = "…"  # what differs from case to case: a path, a number
 
