@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import MethodConfig, RunConfig, for_processes, method_for, model_folder
 from .errors import IOFailed, SingleStripError, TemporaryFailure, Usage
-from .options import LEVELS, build_parser, refuse_gone
+from .options import LEVELS, build_parser, refuse_gone, seconds_of
 
 if TYPE_CHECKING:
     from .machine.runtime import Runtime
@@ -186,7 +186,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
     method = _method(arguments, machine, training)
     filter_file = arguments.bids_filter_file
     same = (
-        *("bids_dir", "output_dir", "label_mask", "encoder", "time", "work_dir", "border_mm"),
+        *("bids_dir", "output_dir", "label_mask", "encoder", "work_dir", "border_mm"),
         *("qc_threshold", "fmriprep_masks", "fmriprep_sessionwise", "overwrite", "nprocs"),
         *("stop_on_first_crash", "low_mem", "ratings"),
     )
@@ -203,6 +203,7 @@ def _settle(arguments: argparse.Namespace, machine: Runtime) -> RunConfig:
         log_dir=out.log_dir(run_id),
         model=arguments.model and model_folder(arguments.model),
         propagation=not arguments.no_propagation,
+        time=seconds_of(arguments.time) if arguments.time else None,
         **plain,
     )
     out.check(config.bids_dir)

@@ -376,7 +376,7 @@ class RunConfig:
     derivatives: tuple[Path, ...] = ()
     model: Path | None = None
     encoder: Path | None = None
-    time: float | None = None  # seconds that the group level may take
+    time: int | None = None  # seconds that the group level may take
     work_dir: Path | None = None
     output: tuple[str, ...] = ()
     border_mm: float | None = None

@@ -84,13 +84,17 @@ def _seed(text: str) -> int:
     return value
 
 
-def _duration(text: str) -> float:
-    """Read a time such as 45m or 1h30m; return seconds."""
+def seconds_of(text: str) -> int:
+    """Read a time such as 45m or 1h30m; 0 for what is none."""
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-    if not (total := 3600 * hours + 60 * minutes + seconds):
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _time(text: str) -> str:
+    if not seconds_of(text):
         raise argparse.ArgumentTypeError(f"{text} is no time such as 45m or 1h30m")
-    return float(total)
+    return text
 
 
 def _border(text: str) -> float:
@@ -176,7 +180,7 @@ def build_parser() -> Parser:
         "else standard on a GPU, quick without)",
     )  # fmt: skip
     training.add_argument(
-        "--time", type=_duration, metavar="TIME",
+        "--time", type=_time, metavar="TIME",
         help="as many steps as end in this time on this machine, such as 10m, 30m or 8h "
         "(default: those of the preset)",
     )  # fmt: skip

@@ -77,6 +77,9 @@ def test_a_run_ends_in_time_and_keeps_its_plan(heads, tmp_path, capfd):
     assert run(heads, tmp_path, "group", "--time", "40s") == 0
     assert "The plan of the earlier run is kept" in capfd.readouterr().err
     assert (tmp_path / MODEL / "sl1.safetensors").stat().st_mtime_ns == before
+    (record, *_) = tmp_path.glob("logs/*/config.json")
+    assert run(heads, tmp_path, "group", "--config-file", str(record)) == 0
+    assert "The plan of the earlier run is kept" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["0m", "soon", "30", "1.5h", "m", "10m5h"])
