@@ -291,40 +291,36 @@ def choose(
         if not blank(said.packed)
     ]
     labelled = [Head(LABEL, partial(replace, source)) for source in sources]
-    known, on_copies, masks = list[tuple[Evidence, float]](), list[float](), list[list[_Seen]]()
-    parts = list[Sequence[tuple[Evidence, float]]]()
+    trials = list[_Trial]()
     for one in candidates:
-        copies = [
+        copies, more = (
             try_copies(trainer, heads, one, autoencoder, what)
             for heads, what in ((labelled, "the label"), (others, "unlabelled scans"))
-        ]
-        _write_copies(trainer, one.name, copies[0] + copies[1])
-        masks.append(_seen(trainer, sample, opinions, one, autoencoder))
-        known += _compared(copies[0] + copies[1], masks[-1])
-        parts += [copy.by_structure for copy in copies[0] + copies[1]]
-        parts += [mask.by_structure for mask in masks[-1]]
-        on_copies.append(float(np.mean([copy.dice for copy in copies[0]])))
-    line, standings = line_through(*zip(*known, strict=True)), dict[str, Standing]()
-    for one, seen, mean in zip(candidates, masks, on_copies, strict=True):
-        expected = [line.expect(mask.evidence)[0] * mask.plausible for mask in seen]
-        standings[one.name] = Standing(mean, float(np.mean(expected)) if expected else None)
-        _write_sample(trainer, one.name, sample, seen, expected)
-    first, last = candidates[0].name, candidates[-1].name
-    kept = first if standings[last].harms(standings[first]) else last
-    apart = _most_apart(sample, *masks) if sample and several else []
-    lines = [_line(number, parts) for number in range(len(trainer.structures))]
-    verdict = Verdict(kept, line, standings, lines, apart, len(sample), failed)
-    level = logging.INFO if kept == last else logging.WARNING
-    LOG.log(level, "Guard: %s is kept. %s", kept, verdict.reason)
+        )
+        _write_copies(trainer, one.name, copies + more)
+        seen = _seen(trainer, sample, opinions, one, autoencoder)
+        trials.append(_Trial(one.name, copies, more, seen))
+    line = line_through(*zip(*(pair for trial in trials for pair in trial.known), strict=True))
+    standings = {trial.name: trial.standing(line) for trial in trials}
+    for trial in trials:
+        _write_sample(trainer, trial.name, sample, trial.seen, trial.expected(line))
+    first, last = trials[0], trials[-1]
+    kept = first if standings[last.name].harms(standings[first.name]) else last
+    apart = _most_apart(sample, first.seen, last.seen) if sample and several else []
+    lines = [_line(number, trials) for number in range(len(trainer.structures))]
+    verdict = Verdict(kept.name, line, standings, lines, apart, len(sample), failed)
+    level = logging.INFO if kept is last else logging.WARNING
+    LOG.log(level, "Guard: %s is kept. %s", kept.name, verdict.reason)
     return verdict
 
 
 ENOUGH = 12  # masks of a structure, to learn what can be expected of it
 
 
-def _line(number: int, found: Sequence[Sequence[tuple[Evidence, float]]]) -> Calibration | None:
+def _line(number: int, trials: Sequence[_Trial]) -> Calibration | None:
     """Calibrate one structure on all masks that have something to compare it with."""
-    known = [parts[number] for parts in found if parts and not math.isnan(parts[number][1])]
+    found = (parts[number] for one in trials for parts in one.by_structure)
+    known = [(evidence, dice) for evidence, dice in found if not math.isnan(dice)]
     return line_through(*zip(*known, strict=True)) if len(known) >= ENOUGH else None
 
 
@@ -351,6 +347,37 @@ class _Seen:
     def mask(self) -> Mask:
         """The mask, which is packed because there may be many."""
         return unpack(self.packed, self.shape)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What one network made of copies, of the label and of unlabelled scans, and of the sample."""
+
+    name: str
+    copies: Sequence[Copy]
+    others: Sequence[Copy]
+    seen: Sequence[_Seen]
+
+    @property
+    def known(self) -> list[tuple[Evidence, float]]:
+        """Masks that have something to compare them with, and the Dice."""
+        pairs = [(one.evidence, one.dice) for one in (*self.copies, *self.others)]
+        return pairs + [(s.evidence, s.opinion) for s in self.seen if s.opinion is not None]
+
+    @property
+    def by_structure(self) -> list[Sequence[tuple[Evidence, float]]]:
+        """The same of each structure, mask by mask."""
+        found = [copy.by_structure for copy in (*self.copies, *self.others)]
+        return [parts for parts in (*found, *(one.by_structure for one in self.seen)) if parts]
+
+    def expected(self, line: Calibration) -> list[float]:
+        """Dice to be expected of each scan of the sample; 0 for an implausible volume."""
+        return [line.expect(one.evidence)[0] * one.plausible for one in self.seen]
+
+    def standing(self, line: Calibration) -> Standing:
+        """Sum up."""
+        on_copies = float(np.mean([copy.dice for copy in self.copies]))
+        return Standing(on_copies, float(np.mean(self.expected(line))) if self.seen else None)
 
 
 def _second_opinions(
@@ -432,12 +459,6 @@ def _under_label(trainer: Trainer, scan: Scan, said: _Second) -> Source:
     """Read an unlabelled scan; its mask is the propagated label."""
     conformed = trainer.conform(scan)
     return trainer.source(conformed, unpack(said.packed, conformed.data.shape), said.numbers)
-
-
-def _compared(copies: Sequence[Copy], sample: Sequence[_Seen]) -> list[tuple[Evidence, float]]:
-    """Gather the masks of a network that have something to compare them with."""
-    known = [(one.evidence, one.dice) for one in copies]
-    return known + [(one.evidence, one.opinion) for one in sample if one.opinion is not None]
 
 
 def _write_copies(trainer: Trainer, name: str, copies: Sequence[Copy]) -> None:
