@@ -2,7 +2,8 @@
 
 Both are tried on corrupted copies of the labelled scan, where the truth is known, and on a
 sample of the unlabelled scans, where the Dice to be expected of each mask is read from one
-calibration, the same for both. Bad pseudo-labels teach a network to do worse on either. The
+calibration, the same for both, and where the propagated label is a second opinion. Bad
+pseudo-labels teach a network to do worse on one of these. The
 calibration is learnt here, too, from the masks of both: of the copies of the label, of the
 unlabelled scans and of corrupted copies of those, under the propagated label.
 """
@@ -141,7 +142,7 @@ def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
 
 SAMPLE = 24  # unlabelled scans looked at
 PLAUSIBLE = 1 / 3, 3.0  # volumes, as multiples of the labelled brain's
-TOLERANCE = 0.01  # by which the later network may seem worse in either way
+TOLERANCE = 0.01  # by which the later network may seem worse in any way
 APART = 4  # unlabelled scans on which both networks are shown
 
 
@@ -151,17 +152,23 @@ class Standing:
 
     copies: float  # mean Dice on the corrupted copies of the labelled scans
     pool: float | None  # mean expected Dice of the sample, 0 for a mask of implausible volume
+    opinion: float | None = None  # mean Dice of its masks with the propagated label
 
     def harms(self, before: Standing) -> list[str]:
-        """Name what is clearly worse than it was with another network."""
+        """Name what is clearly worse than it was with another network.
+
+        On the copies it may be worse by as much as it is better on the propagated label.
+        """
+        gain = (self.opinion or 0.0) - (before.opinion or 0.0)
         ways = {
-            "copies of the label": (before.copies, self.copies),
-            "unlabelled scans": (before.pool or 0.0, self.pool or 0.0),
+            "copies of the label": (before.copies, self.copies, max(TOLERANCE, gain)),
+            "unlabelled scans": (before.pool or 0.0, self.pool or 0.0, TOLERANCE),
+            "the propagated label": (before.opinion or 0.0, self.opinion or 0.0, TOLERANCE),
         }
         return [
             f"{what} ({self_:.3f} against {other:.3f})"
-            for what, (other, self_) in ways.items()
-            if self_ < other - TOLERANCE
+            for what, (other, self_, tolerance) in ways.items()
+            if self_ < other - tolerance
         ]
 
 
@@ -377,7 +384,12 @@ class _Trial:
     def standing(self, line: Calibration) -> Standing:
         """Sum up."""
         on_copies = float(np.mean([copy.dice for copy in self.copies]))
-        return Standing(on_copies, float(np.mean(self.expected(line))) if self.seen else None)
+        opinions = [one.opinion for one in self.seen if one.opinion is not None]
+        return Standing(
+            on_copies,
+            float(np.mean(self.expected(line))) if self.seen else None,
+            float(np.mean(opinions)) if opinions else None,
+        )
 
 
 def _second_opinions(

@@ -76,6 +76,7 @@ def text(
         each=EACH,
         rounds=rounds,
         sample=card["guard"]["sample"],
+        opinions=_opinions(card["guard"]),
         tolerance=f"{TOLERANCE:g}".removeprefix("0"),
         percentiles=[f"{value:g}" for value in PERCENTILES],
         masks=_tally(row.scan for row in masks),
@@ -123,6 +124,12 @@ def _resized(row: subject_report.Row, card: Mapping[str, Any]) -> bool:
     """Tell whether a head was seen at another voxel size than the labelled one."""
     size = row.fields.get("WorkingVoxelSizeMm", card["voxel_size_mm"])
     return abs(size / card["voxel_size_mm"] - 1) > 0.01
+
+
+def _opinions(guard: Mapping[str, Any]) -> list[float]:
+    """Return the Dice of each network with the propagated label, if all have one."""
+    found = [standing.get("opinion") for standing in guard["standings"].values()]
+    return found if all(found) and len(found) > 1 else []
 
 
 def _tally(scans: Iterable[str]) -> list[tuple[str, int]]:

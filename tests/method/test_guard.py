@@ -136,6 +136,20 @@ def test_harm_of_either_kind_is_named():
     assert Standing(0.90, None).harms(Standing(0.90, None)) == []
 
 
+def test_a_loss_on_copies_is_outweighed_by_a_gain_on_the_propagated_label():
+    before = Standing(0.90, 0.80, 0.92)
+    assert Standing(0.88, 0.80, 0.945).harms(before) == []
+    assert Standing(0.88, 0.80, 0.935).harms(before) == [
+        "copies of the label (0.880 against 0.900)"
+    ]
+    assert Standing(0.88, 0.80).harms(Standing(0.90, 0.80)) == [
+        "copies of the label (0.880 against 0.900)"
+    ]
+    assert Standing(0.95, 0.85, 0.90).harms(before) == [
+        "the propagated label (0.900 against 0.920)"
+    ]
+
+
 def test_alone_it_is_not_compared(trainer, sources, autoencoder):
     verdict = choose(trainer, [], sources, networks(sl1=0.5), autoencoder)
     assert verdict.name == "sl1"

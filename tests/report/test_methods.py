@@ -197,7 +197,7 @@ def test_numbers_of_a_consensus_run():
         "(.810 and .830)",
         "on 8 unlabelled scans",
         "by the Dice overlap to be expected (.820 and .840)",
-        "the fine-tuned network was used, since neither was more than .01 lower",
+        "the fine-tuned network was used, since none was more than .01 lower",
         "In all, 3 scans (3 T1w) were masked",
         "a line fitted to 60 corrupted copies of the labelled scan, to as many of 8 unlabelled "
         "scans and to these as they are, whose masks were the label propagated by registration,",
@@ -263,7 +263,7 @@ def test_numbers_of_a_run_whose_guard_refused():
     for words in (
         "by the Dice overlap with the truth (.810 and .730)",
         "to be expected (.820 and .700)",
-        "the first network was used, since one of both was more than .01 lower",
+        "the first network was used, since one of these was more than .01 lower",
         "In all, 2 scans (2 T1w) were masked",
         "median of the 2 estimates was .925 (range .900 to .950)",
     ):
