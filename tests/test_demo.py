@@ -151,7 +151,14 @@ def test_draws_keep_their_ranges():
             assert 0.92 * mean <= means[name] <= 1.08 * mean
 
 
-TINY = ["size=32", "network.features=4,8", "quality.slice_size=64", "quality.epochs=2", "trials=4"]
+TINY = [
+    "size=32",
+    "init=random",
+    "network.features=4,8",
+    "quality.slice_size=64",
+    "quality.epochs=2",
+    "trials=4",
+]
 
 
 def test_the_whole_way(tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from singlestrip_bids.method import trainer
 TINY = {
     "size": 32,
     "network.features": "4,8",
+    "init": "random",
     "training.steps": 5,
     "finetuning.steps": 3,
     "quality.epochs": 1,

@@ -129,7 +129,9 @@ def guesser(
     """
     see, encoder = viewer(trainer, network), trainer.encoder
     if way == "network":
-        return lambda scan: _guess(correct(scan, see(scan)) if correct else see(scan))
+        if correct:
+            return lambda scan: replace(_guess(correct(scan, see(scan))), coarse=True)
+        return lambda scan: _guess(see(scan))
     known: Viewer | None = None
     if encoder and way in WITH_PROTOTYPES:
         prototypes, coarse = learn(encoder.network, sources, trainer.runtime), encoder.deepest

@@ -275,12 +275,21 @@ class Volumes:
             return seen
         like = torch.stack([one.whole for one in self.sure]) @ look.whole
         weights, nearest = like.topk(min(NEIGHBOURS, len(self.sure)))
-        voters = np.stack([self.sure[number].every() for number in nearest], axis=-1)
+        shape = conformed.data.shape
+        voters = np.stack([_centred(self.sure[n].every(), shape) for n in nearest], axis=-1)
         votes = _votes(voters, weights.numpy(), self.structures)
         brain = np.where(conformed.inside, votes[1:].sum(0), 0).astype(np.float32)
         if seen.shares is None:
             return View(brain)
         return View(brain, np.rint(STEPS * votes[1:]).astype(np.uint8))
+
+
+def _centred(numbers: Numbers, shape: Sequence[int]) -> Numbers:
+    """Crop or pad numbers to a shape, about their middle: wide fields of view have more voxels."""
+    lack = [max(n - own, 0) for n, own in zip(shape, numbers.shape, strict=True)]
+    padded = np.pad(numbers, [(n // 2, n - n // 2) for n in lack])
+    first = [(own - n) // 2 for n, own in zip(shape, padded.shape, strict=True)]
+    return padded[tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))]
 
 
 def _votes(classes: NDArray, weights: NDArray, structures: int) -> NDArray[np.float32]:

@@ -160,6 +160,16 @@ def test_memory_is_bounded(heads, encoder):
     assert sum(look.classes.tolist()) == 25
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 8), (6, 6, 6), (8, 4, 7)])
+def test_voters_of_other_fields_of_view_are_centred(shape):
+    numbers = np.zeros((6, 6, 6), np.uint8)
+    numbers[2:4, 2:4, 2:4] = 1
+    found = refinement._centred(numbers, shape)
+    assert found.shape == shape and found.sum() == 8
+    middle = np.argwhere(found).mean(axis=0)
+    assert np.abs(middle - (np.array(shape) - 1) / 2).max() <= 0.5
+
+
 def test_votes_are_shares():
     classes = np.array([[0, 1, 1, 2, 2], [1, 1, 1, 1, 1]])
     votes = refinement._votes(classes, np.array([[1, 1, -1, 0.5, 0.5], [1] * 5]), 2)
