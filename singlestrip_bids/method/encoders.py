@@ -25,7 +25,7 @@ from ..machine import files
 from ..machine.runtime import Runtime
 from . import model
 from .networks import UNet
-from .vit import EDGE, PATCH, VisionTransformer
+from .vit import EDGE, VisionTransformer
 
 KNOWN = 64  # voxels along the grid whose heads the app's own encoder knows
 PREFIXES = ("module.", "image_encoder.")  # of the names of weights, outermost first
@@ -245,6 +245,3 @@ def _try(path: Path, network: nn.Module, runtime: Runtime) -> None:
             f"{path}: of a cube it makes {tuple(found.shape)}, where features (1, C, x, y, z), "
             "finite and not all alike, are needed; give another encoder."
         )
-
-
-assert EDGE % PATCH == 0

@@ -201,6 +201,11 @@ class Verdict:
         (first, before), (last, after) = self.standings.items()
         if harms := after.harms(before):
             return f"{last} is worse than {first} on {' and on '.join(harms)}."
+        if after.copies < before.copies - TOLERANCE:
+            return (
+                f"{last} is worse than {first} on copies of the label ({after.copies:.3f} against "
+                f"{before.copies:.3f}), but better by more on the propagated label."
+            )
         return f"{last} is not worse than {first}, on copies of the label and on unlabelled scans."
 
     def to_dict(self) -> dict[str, Any]:

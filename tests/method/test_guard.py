@@ -15,8 +15,16 @@ from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import read_tsv
 from singlestrip_bids.machine.runtime import Runtime
-from singlestrip_bids.method.expected_dice import Evidence
-from singlestrip_bids.method.guard import APART, HARDEST, LABEL, Standing, choose, severity
+from singlestrip_bids.method.expected_dice import Calibration, Evidence
+from singlestrip_bids.method.guard import (
+    APART,
+    HARDEST,
+    LABEL,
+    Standing,
+    Verdict,
+    choose,
+    severity,
+)
 from singlestrip_bids.method.networks import Autoencoder
 from singlestrip_bids.method.pseudolabels import Guess, rank
 from singlestrip_bids.method.trainer import Trained, Trainer
@@ -134,6 +142,15 @@ def test_harm_of_either_kind_is_named():
     assert Standing(0.95, 0.78).harms(before) == ["unlabelled scans (0.780 against 0.800)"]
     assert Standing(0.80, 0.85).harms(before) == ["copies of the label (0.800 against 0.900)"]
     assert Standing(0.90, None).harms(Standing(0.90, None)) == []
+
+
+def test_a_loss_that_is_outweighed_is_told():
+    standings = {"sl1": Standing(0.90, 0.80, 0.92), "round-1": Standing(0.88, 0.80, 0.945)}
+    line = Calibration(0.5, 0.4, -0.1, -0.5, 0.4)
+    assert Verdict("round-1", line, standings).reason == (
+        "round-1 is worse than sl1 on copies of the label (0.880 against 0.900), but better by "
+        "more on the propagated label."
+    )
 
 
 def test_a_loss_on_copies_is_outweighed_by_a_gain_on_the_propagated_label():
