@@ -76,10 +76,13 @@ def train(
     torch.manual_seed(mix_seed(method.seed, 0))
     network = UNet(method.network)
 
-    if draw is None:
-        seen = [_phantom(trainer, LEARNT, number) for number in range(SEEN)]
-        draw = images_of(seen, size, method.synthesis)
-    loss = segmentation_loss(runtime, draw)
+    seen = [] if draw else [_phantom(trainer, LEARNT, number) for number in range(SEEN)]
+    ours = images_of(seen, size, method.synthesis)
+
+    def examples(generator: torch.Generator, numbers: Sequence[int]) -> Example:
+        return draw(generator) if draw else ours(generator, numbers)
+
+    loss = segmentation_loss(runtime, examples)
     key = trainer.train(NAME, network, loss, method.training, key)
     heads = [Head(str(n), partial(_phantom, trainer, HELD_OUT, n)) for n in range(JUDGED)]
     one = Trained(NAME, network, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from random import Random
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from .synthesis import on_host, training_batch
 from .training import Loss
 
 Example = tuple[Tensor, Tensor]  # an image and its target, (1, 1 or more, n, n, n) in [0, 1]
+Examples = Callable[[Generator, Sequence[int]], Example]  # of the structures with these numbers
+MOST = 24  # structures that a training step looks at: all of 150 at once take memory and time
 
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
@@ -48,16 +51,26 @@ def reconstruction_loss(probability: Tensor, onehot: Tensor) -> Tensor:
     return soft_dice(*shapes) + F.mse_loss(probability, onehot)
 
 
-def images_of(
-    sources: Sequence[Source], size: int, synthesis: SynthesisConfig
-) -> Callable[[Generator], Example]:
+def images_of(sources: Sequence[Source], size: int, synthesis: SynthesisConfig) -> Examples:
     """Make random images of labelled volumes, each equally often."""
 
-    def draw(generator: Generator) -> Example:
+    def draw(generator: Generator, numbers: Sequence[int]) -> Example:
         chosen = on_host(generator, "source").choice(sources)
-        return training_batch(generator, [chosen], size, synthesis)
+        return training_batch(generator, [chosen], size, synthesis, numbers)
 
     return draw
+
+
+def looked_at(network: nn.Module) -> Sequence[int]:
+    """Choose the structures of a training step, counted from 0: the same ones in all processes.
+
+    They are drawn from the seed of the global generator, which is the step's.
+    """
+    assert isinstance(network, UNet)
+    every = range(len(network.parts))
+    if len(every) <= MOST:
+        return every
+    return sorted(Random(f"structures {torch.initial_seed()}").sample(every, MOST))
 
 
 def brain_and_structures(probability: Tensor, target: Tensor) -> Tensor:
@@ -68,13 +81,14 @@ def brain_and_structures(probability: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
-def segmentation_loss(runtime: Runtime, draw: Callable[[Generator], Example]) -> Loss:
+def segmentation_loss(runtime: Runtime, draw: Examples) -> Loss:
     """Soft Dice on random images, one a generator."""
 
     def loss(network: nn.Module, generators: Sequence[Generator]) -> Tensor:
-        images, targets = zip(*map(draw, generators), strict=True)
+        numbers = looked_at(network)
+        images, targets = zip(*(draw(one, numbers) for one in generators), strict=True)
         with runtime.autocast():
-            logits = network(torch.cat(images))
+            logits = network(torch.cat(images), numbers)
         return brain_and_structures(logits.float().sigmoid(), torch.cat(targets))
 
     return loss
@@ -123,8 +137,8 @@ class Averaged(nn.Module):
 
 def ramped_loss(
     runtime: Runtime,
-    labelled: Callable[[Generator], Example],
-    pseudo: Callable[[Generator], Example],
+    labelled: Examples,
+    pseudo: Examples,
     consistency: float,
 ) -> Loss:
     """Cross-entropy and soft Dice of an `Averaged` network, half on labels, half on pseudo-labels.
@@ -141,12 +155,13 @@ def ramped_loss(
         assert isinstance(network, Averaged)
         certain = [on_host(one, "labelled").random() < 0.5 for one in generators]
         pairs = zip(certain, generators, strict=True)
-        drawn = [labelled(one) if sure else pseudo(one) for sure, one in pairs]
+        numbers = looked_at(network.network)
+        drawn = [(labelled if sure else pseudo)(one, numbers) for sure, one in pairs]
         images, targets = (torch.cat(each) for each in zip(*drawn, strict=True))
         with runtime.autocast():
-            logits = network.network(images).float()
+            logits = network.network(images, numbers).float()
             with torch.no_grad():
-                average = network.average(images).float().sigmoid()
+                average = network.average(images, numbers).float().sigmoid()
         probability, ramp = logits.sigmoid(), network.ramp
         total = consistency * ramp * F.mse_loss(probability, average)
         for number, sure in enumerate(certain):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -102,16 +102,19 @@ class UNet(Network):
         """Last layers: that of the brain, and those of the structures."""
         return [self.head, *self.parts]
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
         """Logits (B, 1 + structures, X, Y, Z) of images (B, 1, X, Y, Z), the brain's first.
 
-        X, Y and Z are multiples of ``config.multiple``.
+        X, Y and Z are multiples of ``config.multiple``. With ``numbers`` only these structures are
+        told, counted from 0.
         """
         x = self.trunk(image)
         if not self.parts:
             return unfold(self.head(x), self.config.stem)
+        parts = self.parts if numbers is None else [self.parts[number] for number in numbers]
         weight, bias = (
-            torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias")
+            torch.cat([getattr(head, name) for head in (self.head, *parts)])
+            for name in ("weight", "bias")
         )
         return unfold(F.conv3d(x, weight, bias, padding=1), self.config.stem)
 

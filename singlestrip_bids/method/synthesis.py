@@ -292,23 +292,28 @@ def normalise(image: Tensor) -> Tensor:
     return ((image - low.view(shape)) / (high - low).clamp(min=1e-4).view(shape)).clamp(0, 1)
 
 
-def _shares(origin: Source, points: Tensor) -> list[Tensor]:
+def _shares(origin: Source, points: Tensor, numbers: Sequence[int] | None = None) -> list[Tensor]:
     """Read what each structure has of every voxel at points (1, 3, n, n, n): (1, K, n, n, n).
 
-    Four places in each voxel are looked at.
+    Four places in each voxel are looked at. With ``numbers`` only these structures are read,
+    counted from 0.
     """
     if origin.parts is None:
         return []
     size, count = points.shape[2:], math.prod(points.shape[2:])
     place = torch.arange(count, device=points.device)
-    shares = torch.zeros((origin.structures + 1) * count, device=points.device)
+    numbers = range(origin.structures) if numbers is None else numbers
+    slot = torch.zeros(origin.structures + 1, dtype=torch.long)
+    slot[[number + 1 for number in numbers]] = torch.arange(1, len(numbers) + 1)
+    slot = slot.to(points.device)
+    shares = torch.zeros((len(numbers) + 1) * count, device=points.device)
     quarter = torch.full((count,), 0.25, device=points.device)
     ratio = origin.parts.shape[2] // origin.mask.shape[2]
     for corner in CORNERS:
         offset = torch.tensor(corner, device=points.device).view(1, 3, 1, 1, 1) / 4
         where = ratio * (points + offset) + (ratio - 1) / 2
         found = read(origin.parts, grid_of(where, origin.parts.shape[2:]), mode="nearest")
-        shares.scatter_add_(0, found.long().flatten() * count + place, quarter)
+        shares.scatter_add_(0, slot[found.long().flatten()] * count + place, quarter)
     return [shares.view(1, -1, *size)[:, 1:]]
 
 
@@ -319,13 +324,18 @@ def shares_of(origin: Source) -> Tensor:
 
 
 def training_batch(
-    generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
+    generator: Generator,
+    sources: list[Source],
+    size: int,
+    config: SynthesisConfig,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Make an image and its target from each of B sources: (B, 1, n, n, n) in [0, 1], both.
 
     The target is the deformed mask, linearly interpolated, within the field of view; shares of
-    the structures follow it, (B, 1 + K, n, n, n), if the sources have any. The generator is on
-    the device of the sources, and each batch takes one of its own; ``size`` is n.
+    the structures follow it, (B, 1 + K, n, n, n), if the sources have any, or of those with the
+    ``numbers`` given, counted from 0. The generator is on the device of the sources, and each
+    batch takes one of its own; ``size`` is n.
     """
     batch = len(sources)
     points = draw_points(generator, sources, size, config)
@@ -344,7 +354,8 @@ def training_batch(
             image = appearance.grey[i][classes.long()]
         images.append(image * inside)
         insides.append(inside)
-        masks.append(torch.cat([read(origin.mask, where), *_shares(origin, points[i : i + 1])], 1))
+        shares = _shares(origin, points[i : i + 1], numbers)
+        masks.append(torch.cat([read(origin.mask, where), *shares], 1))
     inside = torch.cat(insides)
     image = acquire(torch.cat(images), inside, appearance)
     return image, torch.cat(masks) * inside * field_of_view(appearance.crop, size)

@@ -17,7 +17,15 @@ from singlestrip_bids.method.autoencoder import loss_over, onehot, rebuild, shap
 from singlestrip_bids.method.classes import CLASSES, OUTSIDE, class_map, inside_each, source
 from singlestrip_bids.method.expected_dice import segment
 from singlestrip_bids.method.inference import compare, view
-from singlestrip_bids.method.losses import brain_and_structures, reconstruction_loss, soft_dice
+from singlestrip_bids.method.losses import (
+    MOST,
+    brain_and_structures,
+    images_of,
+    looked_at,
+    reconstruction_loss,
+    segmentation_loss,
+    soft_dice,
+)
 from singlestrip_bids.method.networks import Autoencoder, UNet
 from singlestrip_bids.method.propagation import Opinion, join_shares, propagate_labels
 from singlestrip_bids.method.registration import HEARD
@@ -210,3 +218,54 @@ class TestPropagation:
         assert finer.shape == (K, *[2 * SIZE] * 3) and finer.max() == 100
         np.testing.assert_array_equal(join_shares(network, label, 0.0), network)
         assert Opinion(conformed(head().image), 0.5).shares is None
+
+
+class TestManyStructures:
+    """A training step looks at some of many structures, the same ones in all processes."""
+
+    MANY = MOST + 6
+
+    def head(self):
+        columns = 1 + np.indices((SIZE,) * 3)[0] % self.MANY
+        parts = np.where(ball(), columns, 0).astype(np.float32)
+        return replace(head(), parts=torch.from_numpy(parts)[None, None], structures=self.MANY)
+
+    def test_few_are_all_looked_at(self):
+        assert list(looked_at(UNet(CONFIG, MOST))) == list(range(MOST))
+        assert list(looked_at(UNet(CONFIG))) == []
+
+    def test_of_many_others_at_each_step(self):
+        network, seen = UNet(CONFIG, self.MANY), []
+        for seed in (1, 1, 2, 3, 4, 5):
+            torch.manual_seed(seed)
+            torch.rand(seed)  # what else a process draws changes nothing
+            seen.append(tuple(looked_at(network)))
+        assert all(len(set(one)) == MOST for one in seen)
+        assert seen[0] == seen[1] and len(set(seen)) == 5
+        assert set().union(*seen) == set(range(self.MANY))
+
+    def test_targets_are_theirs(self):
+        def made(wanted):
+            generator = torch.Generator().manual_seed(3)
+            return training_batch(generator, [self.head()], SIZE, SynthesisConfig(), wanted)
+
+        wanted = [2, 7, self.MANY - 1]
+        every, some = made(None), made(wanted)
+        assert torch.equal(every[0], some[0])
+        assert torch.equal(every[1][:, [0, *(1 + n for n in wanted)]], some[1])
+
+    def test_the_network_tells_them_alone(self):
+        network, image = UNet(CONFIG, self.MANY), torch.rand(1, 1, SIZE, SIZE, SIZE)
+        wanted = [1, 3, self.MANY - 1]
+        with torch.inference_mode():
+            every, some = network(image), network(image, wanted)
+        torch.testing.assert_close(every[:, [0, *(1 + n for n in wanted)]], some)
+
+    def test_the_others_do_not_move(self):
+        network = UNet(CONFIG, self.MANY)
+        loss = segmentation_loss(CPU, images_of([self.head()], SIZE, SynthesisConfig()))
+        torch.manual_seed(0)
+        chosen = set(looked_at(network))
+        loss(network, [torch.Generator().manual_seed(1)]).backward()
+        moved = {n for n, part in enumerate(network.parts) if part.weight.grad is not None}
+        assert moved == chosen
