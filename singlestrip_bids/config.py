@@ -157,6 +157,7 @@ class MethodConfig:
     top_k: int | None = None
     pseudo_labels: str = "consensus"  # of the first round; later ones are the network's
     copies: int = 4  # of every unlabelled scan, for its pseudo-label
+    fine_steps: int = 0  # of the network that draws the border in voxels half as large; 0: none
     warm_start: bool = True  # a round starts from the network before it (False: from a new one)
     init: str = "random"  # weights with which SL-1 begins; or those of "phantom"
     features: str = "levels"  # by which prototypes and refinement tell likeness
@@ -179,8 +180,14 @@ class MethodConfig:
         _require(self.features in FEATURES, f"features is one of {FEATURES}")
         _require(self.refinement in REFINEMENTS, f"refinement is one of {REFINEMENTS}")
         _require(0 <= self.consistency < inf, "consistency is 0 or more")
+        _require(self.fine_steps >= 0, "fine_steps is 0 or more")
         _require(self.copies >= 1, "copies is 1 or more")
         _require(self.trials >= 4, "trials is 4 or more")
+
+    @property
+    def registers(self) -> bool:
+        """Whether the first pseudo-labels are also the propagated label's."""
+        return self.pseudo_labels not in ("network", "prototypes")
 
     @property
     def needs_features(self) -> bool:
@@ -201,6 +208,7 @@ PRESETS: dict[str, MethodConfig] = {
         training=TrainingConfig(300, 2, learning_rate=0.02, cosine=True, optimiser="muon"),
         finetuning=TrainingConfig(700, 2, learning_rate=0.01, cosine=True, optimiser="muon"),
         quality=AutoencoderConfig(slice_size=64),
+        fine_steps=700,
         init=PHANTOM.name,
     ),
     "standard": MethodConfig(
@@ -236,6 +244,7 @@ def semisam_o1(method: MethodConfig) -> MethodConfig:
         warm_start=False,
         finetuning=method.training,
         consistency=0.1,
+        fine_steps=0,
         top_k=ALL,
     )
 
@@ -257,6 +266,7 @@ def sloppy(method: MethodConfig) -> MethodConfig:
         init="random",
         training=replace(method.training, steps=30),
         finetuning=replace(method.finetuning, steps=10),
+        fine_steps=5,
         quality=replace(method.quality, slice_size=64, epochs=2),
     )
 
@@ -277,10 +287,16 @@ def with_steps(method: MethodConfig, steps: int) -> MethodConfig:
     return replace(
         method,
         training=replace(method.training, steps=steps),
-        finetuning=replace(finetuning, steps=max(round(finetuning.steps * share), 1)),
+        finetuning=replace(finetuning, steps=scaled(finetuning.steps, share)),
+        fine_steps=scaled(method.fine_steps, share),
         quality=replace(quality, epochs=max(round(quality.epochs * share), 1)),
         trials=max(round(method.trials * share), min(method.trials, 20)),
     )
+
+
+def scaled(steps: int, share: float) -> int:
+    """Change a number of steps, unless there are none."""
+    return max(round(steps * share), 1) if steps else 0
 
 
 def with_settings(method: MethodConfig, pairs: Sequence[str]) -> MethodConfig:

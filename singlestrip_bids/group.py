@@ -1,6 +1,7 @@
 """The group level: one label and many unlabelled scans become a model.
 
-label -> autoencoder -> SL-1 -> [guess, rank, select, refit, fine-tune] x rounds -> guard -> card
+label -> autoencoder -> SL-1 -> [guess, rank, select, refit, fine-tune] x rounds -> fine network
+-> guard -> card
 
 Several processes train and rank together; all else that has one result is made by the first.
 """
@@ -27,7 +28,9 @@ from .method.budget import keep_to
 from .method.classes import Source, extend_fields_of_view
 from .method.guard import complete
 from .method.networks import Autoencoder
+from .method.propagation import AGREED
 from .method.pseudolabels import guesser, looker, pseudo_label, rank, viewer
+from .method.pupil import learn
 from .method.refinement import corrector
 from .method.trainer import (
     Trained,
@@ -72,6 +75,11 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     autoencoder = train_autoencoder(trainer, sources)
     first = train_first(trainer, sources, heads)
     last, scores = self_train(trainer, pool, sources, first, autoencoder, rated.accepted, out)
+    fine = None
+    if trainer.method.fine_steps and last is not first:
+        sure = {row["scan"] for row in scores if row["kept"] or (row["agreement"] or 0) >= AGREED}
+        pupils = [scan for scan in pool if scan.relative in sure]
+        fine = learn(trainer, labels, sources, pupils, last)
     if not runtime.main:
         return
 
@@ -85,7 +93,7 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     # what was trained from a new network is a method of its own: SL-1 is no candidate then
     several = trainer.method.warm_start and last is not first
     candidates = [first, last] if several else [last]
-    verdict = complete(trainer, usable, sources, candidates, autoencoder, facts)
+    verdict = complete(trainer, usable, sources, candidates, autoencoder, fine, facts)
     if verdict:
         failed |= verdict.failed
         page.draw_networks(out, trainer, verdict)

@@ -184,7 +184,7 @@ class TestTrain:
 
         monkeypatch.setattr(trainer, "fit", fit)
         networks = {p: p.stat().st_mtime_ns for p in (out / MODEL).glob("*.safetensors")}
-        assert len(networks) == 4  # and the label
+        assert len(networks) == 5  # and the label
         assert learn(heads, out).card == model.card
         assert {p: p.stat().st_mtime_ns for p in networks} == networks
         with pytest.raises(AssertionError, match="it trains"):

@@ -83,7 +83,10 @@ def _mask_fields(done: Masked, request: Request) -> dict[str, Any]:
     brain, image = done.brain, done.brain.image
     joined = brain.evidence.get("PropagatedWeight", 0) > 0
     about = "Brain mask by a network trained from one labelled scan (SingleStrip)"
-    about += ", joined with the propagated label." if joined else "."
+    about += ", joined with the propagated label" if joined else ""
+    about += (
+        "; its border by another, in smaller voxels." if brain.evidence.get("FineWeight") else "."
+    )
     fields: dict[str, Any] = {
         "Type": "Brain",
         **provenance(done.scan),
@@ -185,6 +188,8 @@ EVIDENCE = {
     "in strongly different contrasts, every second one mirrored.",
     "PropagatedWeight": "Share of the label, as registration propagates it, in the probability of "
     "which the mask is made, 0 to 2/3; the rest is the network's.",
+    "FineWeight": "Share of the network that sees the brain in voxels half as large: 2/3, or 0 "
+    "where it does not agree. What is above has the rest.",
 }
 DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "

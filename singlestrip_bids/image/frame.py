@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from ..errors import BadData
-from .grid import Conformed, Grid, conform_image
+from .grid import Conformed, Grid, HalvedGrid, conform_image
 from .head import find_noise, head_width, relative_size
 from .masks import Mask, box, millilitres
 from .nifti import Image
@@ -87,6 +87,11 @@ class Frame:
         if ratio == 1 or (ratio < 1 and _too_large(image, finer)):
             return conformed
         return conform_image(image, finer)
+
+    def conform_finer(self, image: Image) -> Conformed:
+        """Bring a scan to the model's grid in voxels half as large."""
+        grid = replace(self.grid, voxel_size=self.conform(image).voxel_size)
+        return conform_image(image, HalvedGrid(grid))
 
     def _fit(self, image: Image) -> Conformed:
         """Bring a head of any size to the same width; first its field of view fills the grid."""

@@ -130,7 +130,7 @@ def scale_intensity(volume: Conformed) -> Conformed:
     return Conformed(np.where(volume.inside, scaled, np.float32(0)), volume.affine, volume.inside)
 
 
-def conform_image(image: Image, grid: Grid) -> Conformed:
+def conform_image(image: Image, grid: Grid | HalvedGrid) -> Conformed:
     """Bring an image to a grid and its intensities to [0, 1]."""
     return scale_intensity(conform(image.data, image.affine, grid, image.fill))
 

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..bids.scans import Scan
-from ..config import MethodConfig, TrainingConfig
+from ..config import MethodConfig, TrainingConfig, scaled
 from ..image.grid import Conformed
 from ..image.masks import dice
 from ..machine import files
 from .autoencoder import loss_over, schedule, slices
 from .classes import Source
 from .expected_dice import segment
+from .fine import edge_of
 from .guard import SAMPLE
 from .inference import predict
 from .losses import images_of, segmentation_loss
 from .networks import Autoencoder, Network, UNet
 from .propagation import propagate_labels
+from .pupil import SCANS
 from .synthesis import training_batch
 from .trainer import Trainer
 from .training import Loss, fit
@@ -49,11 +51,13 @@ class Rates:
     guess: float  # of a scan's mask by the network
     opinion: float  # of the propagated label
     copy: float  # a corrupted copy, masked and judged
+    fine: float  # a step of the fine network's training, of one image
 
     def total(self, method: MethodConfig, scans: int) -> float:
         """Seconds of a whole group run with so many unlabelled scans."""
         rounds, sample = (method.rounds if scans else 0), min(scans, SAMPLE)
-        registered = scans if method.pseudo_labels not in ("network", "prototypes") else sample
+        registered = scans if method.registers else sample
+        pupils = min(scans, SCANS) if rounds and method.fine_steps else 0
         networks = 2 if rounds and method.warm_start else 1
         steps = method.training.steps + rounds * method.finetuning.steps
         judged = networks * (method.trials * (2 if scans else 1) + sample)
@@ -63,36 +67,41 @@ class Rates:
             + rounds * scans * self.guess
             + registered * self.opinion
             + judged * self.copy
+            + pupils * (self.guess + self.opinion * method.registers)
+            + (method.fine_steps * self.fine if pupils else 0)
         )
 
 
 def fitted(method: MethodConfig, rates: Rates, scans: int, seconds: float) -> MethodConfig:
     """Change the steps of a method, so that a group run takes so many seconds.
 
-    Where even a tenth of its steps takes longer, fewer epochs and copies are tried; where ten
-    times its steps take less, the rest of the time is left.
+    Where even a tenth of its steps takes longer, fewer epochs and copies are tried, then no fine
+    network; where ten times its steps take less, the rest of the time is left.
     """
     lean = replace(
         method,
         quality=replace(method.quality, epochs=min(method.quality.epochs, LEAN["epochs"])),
         trials=min(method.trials, LEAN["trials"]),
     )
-    for one in (method, lean):
+    for one in (method, lean, replace(lean, fine_steps=0)):
         fixed = rates.total(_stepped(one, 0.0), scans)
         share = (seconds * MARGIN - fixed) / (rates.total(one, scans) - fixed)
         if share >= LEAST:
             return _stepped(one, min(share, MOST))
-    return _stepped(lean, LEAST)
+    return _stepped(one, LEAST)
 
 
 def _stepped(method: MethodConfig, share: float) -> MethodConfig:
-    """Change the steps of both trainings alone."""
+    """Change the steps of the networks' trainings alone."""
 
     def changed(settings: TrainingConfig) -> TrainingConfig:
-        return replace(settings, steps=max(round(share * settings.steps), 1))
+        return replace(settings, steps=scaled(settings.steps, share))
 
     return replace(
-        method, training=changed(method.training), finetuning=changed(method.finetuning)
+        method,
+        training=changed(method.training),
+        finetuning=changed(method.finetuning),
+        fine_steps=scaled(method.fine_steps, share),
     )
 
 
@@ -114,16 +123,16 @@ def keep_to(
     plan = fitted(method, rates, len(pool), seconds)
     needed = rates.total(plan, len(pool))
     LOG.info(
-        "Plan: %d + %d steps, %d epochs, %d copies; about %.0f minutes.",
-        plan.training.steps, plan.finetuning.steps, plan.quality.epochs, plan.trials,
-        max(needed / 60, 1),
+        "Plan: %d + %d + %d steps, %d epochs, %d copies; about %.0f minutes.",
+        plan.training.steps, plan.finetuning.steps, plan.fine_steps, plan.quality.epochs,
+        plan.trials, max(needed / 60, 1),
     )  # fmt: skip
     if needed > seconds:
         LOG.warning("--time is too short for this preset and %d scans.", len(pool))
     elif needed < seconds * MARGIN / 2:
         LOG.info("More time would hardly help this preset; a finer one may use it.")
     counts = {
-        "steps": [plan.training.steps, plan.finetuning.steps],
+        "steps": [plan.training.steps, plan.finetuning.steps, plan.fine_steps],
         "epochs": plan.quality.epochs,
         "trials": plan.trials,
     }
@@ -134,11 +143,12 @@ def keep_to(
 
 
 def _planned(method: MethodConfig, counts: dict[str, Any]) -> MethodConfig:
-    first, later = counts["steps"]
+    first, later, fine = counts["steps"]
     return replace(
         method,
         training=replace(method.training, steps=first),
         finetuning=replace(method.finetuning, steps=later),
+        fine_steps=fine,
         quality=replace(method.quality, epochs=counts["epochs"]),
         trials=counts["trials"],
     )
@@ -150,6 +160,11 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
     network = UNet(method.network, len(trainer.structures)).to(runtime.device)
     loss = segmentation_loss(runtime, images_of(sources, method.size, method.synthesis))
     step = _step(trainer, network, loss, method.training, "network")
+    larger = segmentation_loss(
+        runtime, images_of(sources, edge_of(trainer.frame.grid), method.synthesis)
+    )
+    one = replace(method.training, batch_size=runtime.world)
+    fine = _step(trainer, network, larger, one, "fine network") if method.fine_steps else 0.0
     autoencoder = Autoencoder(method.quality, len(trainer.structures)).to(runtime.device)
     mask = (origin.mask[0, 0] > 0.5).cpu().numpy()
     brain = slices(mask, method.quality.slice_size).to(runtime.device)
@@ -170,6 +185,7 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
         _seconds(lambda: predict(network, scan, runtime, method.copies)),
         _seconds(lambda: propagate_labels(sources, scan, runtime)),
         _seconds(copy),
+        fine,
     )
 
 

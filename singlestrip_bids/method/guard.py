@@ -233,15 +233,17 @@ def complete(
     sources: Sequence[Source],
     candidates: Sequence[Trained],
     autoencoder: Autoencoder,
+    fine: Trained | None,
     facts: dict[str, Any],
 ) -> Verdict | None:
     """Choose the network and write the card; None if that was done before, from the same.
 
     ``pool`` are the unlabelled scans that can be read, ``candidates`` the first and the last
-    network, or one; ``facts`` say what the model is learnt from.
+    network, or one; ``fine`` is a pupil of the last, and goes if that is refused; ``facts`` say
+    what the model is learnt from.
     """
     folder = trainer.folder
-    names = ["autoencoder", *(one.name for one in candidates)]
+    names = ["autoencoder", *(one.name for one in candidates), *([fine.name] if fine else [])]
     made = [folder / f"{name}.safetensors" for name in names]
     made += [scan.path for scan in sample_of(pool)]
     key = files.fingerprint(facts, __version__, [_checksum(path) for path in made])
@@ -255,6 +257,9 @@ def complete(
         facts = {**facts, "structures": _described(trainer.structures, verdict.by_structure)}
     card = {
         "network": network,
+        "fine": f"{fine.name}.safetensors"
+        if fine and verdict.name == candidates[-1].name
+        else None,
         "self_trained": verdict.name != "sl1",
         "guard": verdict.to_dict(),
         "threshold": files.load_tensors(folder / network)[1].get("threshold"),

@@ -29,6 +29,7 @@ from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
 from .expected_dice import Calibration, Segmentation, segment
+from .fine import draw, edge_of
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
 from .propagation import LABEL_FILE, join, join_shares, kept, propagate_labels
@@ -54,6 +55,7 @@ class Model:
     card: dict[str, Any]  # of ``model.json``: settings, inputs, versions, checksums
     runtime: Runtime  # where the networks are
     labels: tuple[Source, ...] = ()  # labelled scans to be propagated; none if that is not wanted
+    fine: UNet | None = None  # draws the border in voxels half as large
     usual: float | None = None  # expected Dice of unlabelled scans in the mean, if there were any
     structures: tuple[tuple[Structure, Calibration | None], ...] = ()  # that it tells apart
 
@@ -98,6 +100,8 @@ class Model:
             share = {"PropagatedWeight": weight}
             if shares is not None and said.shares is not None and weight:
                 shares = join_shares(shares, said.shares, said.explained)
+        if self.fine:
+            found, share["FineWeight"] = self._draw(image, found)
         mask = restore_mask(found.data, found.affine, image)
         if not mask.any():
             raise ScanFailed(
@@ -128,6 +132,12 @@ class Model:
             turned.words if turned else "",
             None if shares is None else self._segment(shares, seen, conformed, image, mask),
         )
+
+    def _draw(self, image: Image, found: Conformed) -> tuple[Conformed, float]:
+        """Let the fine network draw the border."""
+        assert self.fine
+        least = edge_of(self.frame.grid)
+        return draw(self.fine, self.frame.conform_finer(image), found, least, self.runtime)
 
     def _segment(
         self, shares: Shares, seen: Segmentation, conformed: Conformed, image: Image, mask: Mask
@@ -192,7 +202,8 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
     It is plain data: ``network`` (file name), ``voxel_size_mm``, ``brain_ml`` and ``head_width``
     (of the label), ``calibration``, ``method`` and what the reader should know.
     """
-    names = (card["network"], AUTOENCODER, *([LABEL_FILE] if card.get("label_kept") else []))
+    names = [card["network"], AUTOENCODER, *([card["fine"]] if card.get("fine") else [])]
+    names += [LABEL_FILE] if card.get("label_kept") else []
     checksums = {name: sha256(folder / name) for name in names}
     whole = {"format": FORMAT, **card, "autoencoder": AUTOENCODER, "sha256": checksums}
     write_json(folder / CARD, whole)
@@ -280,7 +291,10 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         )
         network = UNet(shape, len(told))
         autoencoder = Autoencoder(AutoencoderConfig(**method["quality"]), len(told))
-        for net, name in ((network, card["network"]), (autoencoder, card["autoencoder"])):
+        named = [(network, card["network"]), (autoencoder, card["autoencoder"])]
+        fine = UNet(shape) if card.get("fine") else None
+        named += [(fine, card["fine"])] if fine else []
+        for net, name in named:
             source_path, tensors = _read(folder, name, card["sha256"][name])
             load_weights(source_path, net, tensors)
         labels: tuple[Source, ...] = ()
@@ -298,7 +312,11 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
     networks = runtime.take(network), runtime.take(autoencoder)
-    return Model(folder, *networks, calibration, frame, card, runtime, labels, usual, structures)
+    if fine:
+        runtime.take(fine)
+    return Model(
+        folder, *networks, calibration, frame, card, runtime, labels, fine, usual, structures
+    )
 
 
 def _calibration(fields: Mapping[str, Any]) -> Calibration:

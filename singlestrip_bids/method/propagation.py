@@ -86,6 +86,14 @@ def weight_of(explained: float) -> float:
     return 1 - 1 / (1 + vote * (1 + vote))
 
 
+def finer(found: Conformed, shape: tuple[int, ...]) -> Conformed:
+    """Interpolate a probability in voxels half as large, unless it has that shape already."""
+    if found.data.shape == shape:
+        return found
+    data = halve(torch.from_numpy(found.data)[None, None])[0, 0].numpy()
+    return Conformed(data, halved(found.affine), doubled(found.inside))
+
+
 def join(found: Conformed, said: Opinion) -> tuple[Conformed, float]:
     """Join the network's probability and the propagated label, both in [0, 1].
 
@@ -97,8 +105,7 @@ def join(found: Conformed, said: Opinion) -> tuple[Conformed, float]:
     agreement = dice(mask_from(probability), mask_from(coarsened(said.mask, found)))
     if not weight or agreement < AGREED:
         return found, 0.0
-    if said.mask.data.shape != probability.shape:
-        probability = halve(torch.from_numpy(probability)[None, None])[0, 0].numpy()
+    probability = finer(found, said.mask.data.shape).data
     joined = np.float32(1 - weight) * probability + np.float32(weight) * said.mask.data
     return replace(said.mask, data=joined), weight
 

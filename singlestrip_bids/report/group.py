@@ -189,7 +189,8 @@ def _inline(svg: bytes) -> Markup:
 
 def _curves(folder: Path, card: Mapping[str, Any]) -> dict[str, list[float]]:
     """Losses of each training that belongs to the model."""
-    names = ["sl1", *(round_name(n + 1) for n in range(card["method"]["rounds"])), "autoencoder"]
+    names = ["sl1", *(round_name(n + 1) for n in range(card["method"]["rounds"]))]
+    names += [*(["fine"] if card.get("fine") else []), "autoencoder"]
     tables = {name: files.read_tsv(folder / f"{name}_training.tsv") for name in names}
     if not card["unlabelled"]:
         tables = {name: rows for name, rows in tables.items() if not name.startswith("round")}

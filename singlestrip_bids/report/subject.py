@@ -48,7 +48,7 @@ PICTURES = {
 BARS = 32  # of the histogram of volumes
 NUMBERS = (
     "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MildContrastAgreement",
-    "StrongContrastAgreement", "PropagatedWeight", "BrainVolumeMl", "ComputeSeconds",
+    "StrongContrastAgreement", "PropagatedWeight", "FineWeight", "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
 SENTENCES = (

@@ -11,9 +11,10 @@ from builders import MODEL, run
 
 from singlestrip_bids.config import PRESETS, semisam_o1
 from singlestrip_bids.method.budget import LEAST, MARGIN, MOST, Rates, fitted
+from singlestrip_bids.method.pupil import SCANS as SCANS_OF_FINE
 
 QUICK = PRESETS["quick"]
-RATES = Rates(step=0.2, epoch=0.15, guess=0.5, opinion=3.5, copy=0.3)
+RATES = Rates(step=0.2, epoch=0.15, guess=0.5, opinion=3.5, copy=0.3, fine=0.3)
 SCANS = 23
 
 
@@ -26,16 +27,23 @@ def test_the_time_is_used_and_not_exceeded(minutes):
 
 
 def test_a_slower_machine_takes_fewer_steps():
-    slow = replace(RATES, step=0.6)
+    slow = replace(RATES, step=0.6, fine=0.9)
     plans = [fitted(QUICK, rates, SCANS, 1200) for rates in (RATES, slow)]
     assert plans[1].training.steps < plans[0].training.steps / 2
 
 
 def test_little_time_takes_from_the_autoencoder_and_the_copies_first():
     plan = fitted(QUICK, RATES, SCANS, 240)
-    assert (plan.quality.epochs, plan.trials) == (100, 20)
+    assert (plan.quality.epochs, plan.trials, plan.fine_steps) == (100, 20, 0)
     assert plan.training.steps > LEAST * QUICK.training.steps
     assert RATES.total(plan, SCANS) <= 240
+
+
+def test_then_the_fine_network_goes():
+    plan = fitted(QUICK, RATES, SCANS, 480)
+    assert plan.fine_steps / QUICK.fine_steps == pytest.approx(plan.training.steps / 300, rel=0.05)
+    pupils = RATES.total(plan, 500) - RATES.total(replace(plan, fine_steps=0), 500)
+    assert pupils == pytest.approx(plan.fine_steps * 0.3 + SCANS_OF_FINE * 4.0)
 
 
 def test_no_time_is_the_least_that_makes_sense():
@@ -56,6 +64,7 @@ def test_what_a_run_takes():
     assert RATES.total(alone, 0) == pytest.approx(steps + 60 * 0.3)
     network = replace(QUICK, pseudo_labels="network", trials=10)
     own = steps + 700 * 0.2 + 30 * 0.5 + 24 * 3.5 + 2 * (20 + 24) * 0.3
+    own += 700 * 0.3 + 30 * 0.5  # the fine network
     assert RATES.total(network, 30) == pytest.approx(own)
     rounds = RATES.total(semisam_o1(QUICK), 30)  # three, as long as the first; one network judged
     own = 4 * 300 * 0.2 + 500 * 0.15 + 3 * 30 * 0.5 + 24 * 3.5 + (120 + 24) * 0.3

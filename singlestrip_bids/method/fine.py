@@ -1,0 +1,68 @@
+"""The fine network at work: in the brain's box, in voxels half as large, it draws the border."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from nibabel.affines import from_matvec
+
+from ..image.grid import Conformed, Grid
+from ..image.masks import Mask, box, dice
+from ..machine.runtime import Runtime, as_memory_allows
+from .inference import AUGMENTED, mask_from, predict
+from .networks import UNet
+from .propagation import AGREED, finer
+
+NAME = "fine"
+EDGE = 1.5  # of its images, of the grid's edge, both in voxels
+MARGIN = 8  # voxels around the brain, at least
+WEIGHT = 2 / 3  # of its voice, beside those of network and label
+
+
+def edge_of(grid: Grid) -> int:
+    """Edge of the images that it sees, in voxels."""
+    return _rounded(round(EDGE * grid.size), grid.multiple)
+
+
+def draw(
+    network: UNet, scan: Conformed, found: Conformed, least: int, runtime: Runtime
+) -> tuple[Conformed, float]:
+    """Join what a fine network makes of a scan with the probability ``found`` before.
+
+    The scan is in voxels half as large as the model's; the network sees ``least`` of them along
+    each axis, or more if the brain is larger. Returns also the network's weight: it is 0, and what
+    was found as it was, where both do not agree.
+    """
+    before = finer(found, scan.data.shape)
+    window = _window(mask_from(before.data), least, network.config.multiple)
+    cut = Conformed(
+        scan.data[window],
+        scan.affine @ from_matvec(np.eye(3), [edge.start for edge in window]),
+        scan.inside[window],
+    )
+    seen = as_memory_allows(
+        lambda machine: predict(network, cut, machine, AUGMENTED), runtime.rungs()
+    )
+    known = before.data[window]
+    if dice(mask_from(seen), mask_from(known)) < AGREED:
+        return found, 0.0
+    joined = before.data.copy()
+    joined[window] = np.float32(1 - WEIGHT) * known + np.float32(WEIGHT) * seen
+    return replace(before, data=joined), WEIGHT
+
+
+def _window(mask: Mask, least: int, multiple: int) -> tuple[slice, ...]:
+    """Take a box around the brain, its edges multiples of what the network needs."""
+    window = []
+    for edge, count in zip(box(mask), mask.shape, strict=True):
+        width = _rounded(max(edge.stop - edge.start + 2 * MARGIN, least), multiple)
+        width = min(width, count)
+        first = (edge.start + edge.stop - width) // 2
+        first = min(max(first, 0), count - width)
+        window.append(slice(first, first + width))
+    return tuple(window)
+
+
+def _rounded(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
