@@ -27,13 +27,14 @@ STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (S
 
 def read(results: Path, name: str) -> dict[str, Any]:
     """Read the newest results of a name, such as ``heads-peers``."""
-    found: dict[str, Any] = json.loads(sorted(results.glob(f"*-{name}.json"))[-1].read_text())
+    found: dict[str, Any] = json.loads(sorted(results.glob(f"????-??-??-{name}.json"))[-1].read_text())
     return found
 
 
 def ageing(results: Path) -> Figure:
     """Draw the heads of one convention, a point for each scan."""
-    rows = read(results, "ageing")["rows"]
+    rows = read(results, "ageing-fine")["rows"]
+    rows += [row for row in read(results, "ageing")["rows"] if not row["arm"].startswith("SSL")]
     sets = {
         "SSL": "singlestrip-bids quick, one label",
         "SSL: network": "its network",
