@@ -27,7 +27,8 @@ STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (S
 
 def read(results: Path, name: str) -> dict[str, Any]:
     """Read the newest results of a name, such as ``heads-peers``."""
-    found: dict[str, Any] = json.loads(sorted(results.glob(f"????-??-??-{name}.json"))[-1].read_text())
+    newest = sorted(results.glob(f"????-??-??-{name}.json"))[-1]
+    found: dict[str, Any] = json.loads(newest.read_text())
     return found
 
 
