@@ -9,10 +9,11 @@ from nibabel.affines import from_matvec
 
 from ..image.grid import Conformed, Grid
 from ..image.masks import Mask, box, dice
+from ..image.structures import Shares
 from ..machine.runtime import Runtime, as_memory_allows
-from .inference import AUGMENTED, mask_from, predict
+from .inference import AUGMENTED, mask_from, view
 from .networks import UNet
-from .propagation import AGREED, finer
+from .propagation import AGREED, finer, finer_shares
 
 NAME = "fine"
 EDGE = 1.5  # of its images, of the grid's edge, both in voxels
@@ -26,13 +27,19 @@ def edge_of(grid: Grid) -> int:
 
 
 def draw(
-    network: UNet, scan: Conformed, found: Conformed, least: int, runtime: Runtime
-) -> tuple[Conformed, float]:
+    network: UNet,
+    scan: Conformed,
+    found: Conformed,
+    shares: Shares | None,
+    least: int,
+    runtime: Runtime,
+) -> tuple[Conformed, Shares | None, float]:
     """Join what a fine network makes of a scan with the probability ``found`` before.
 
-    The scan is in voxels half as large as the model's; the network sees ``least`` of them along
-    each axis, or more if the brain is larger. Returns also the network's weight: it is 0, and what
-    was found as it was, where both do not agree.
+    So are the ``shares`` of structures, if there are any; they may be changed in place. The scan
+    is in voxels half as large as the model's; the network sees ``least`` of them along each axis,
+    or more if the brain is larger. Returns also the network's weight: it is 0, and all as it was,
+    where both do not agree.
     """
     before = finer(found, scan.data.shape)
     window = _window(mask_from(before.data), least, network.config.multiple)
@@ -42,14 +49,18 @@ def draw(
         scan.inside[window],
     )
     seen = as_memory_allows(
-        lambda machine: predict(network, cut, machine, AUGMENTED), runtime.rungs()
+        lambda machine: view(network, cut, machine, AUGMENTED), runtime.rungs()
     )
     known = before.data[window]
-    if dice(mask_from(seen), mask_from(known)) < AGREED:
-        return found, 0.0
+    if dice(seen.mask, mask_from(known)) < AGREED:
+        return found, shares, 0.0
     joined = before.data.copy()
-    joined[window] = np.float32(1 - WEIGHT) * known + np.float32(WEIGHT) * seen
-    return replace(before, data=joined), WEIGHT
+    joined[window] = np.float32(1 - WEIGHT) * known + np.float32(WEIGHT) * seen.brain
+    if shares is not None and seen.shares is not None:
+        shares = finer_shares(shares, scan.data.shape)
+        for old, new in zip(shares, seen.shares, strict=True):
+            old[window] = np.rint((1 - WEIGHT) * old[window] + WEIGHT * new)
+    return replace(before, data=joined), shares, WEIGHT
 
 
 def _window(mask: Mask, least: int, multiple: int) -> tuple[slice, ...]:

@@ -32,7 +32,7 @@ from .expected_dice import Calibration, Segmentation, segment
 from .fine import draw, edge_of
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
-from .propagation import LABEL_FILE, join, join_shares, kept, propagate_labels
+from .propagation import LABEL_FILE, hear, kept, propagate_labels
 from .training import load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -96,12 +96,11 @@ class Model:
         shares = seen.shares
         if self.labels:
             said = propagate_labels(self.labels, conformed, self.runtime)
-            found, weight = join(found, said)
-            share = {"PropagatedWeight": weight}
-            if shares is not None and said.shares is not None and weight:
-                shares = join_shares(shares, said.shares, said.explained)
+            found, shares, share["PropagatedWeight"] = hear(found, shares, said)
         if self.fine:
-            found, share["FineWeight"] = self._draw(image, found)
+            fine, least = self.frame.conform_finer(image), edge_of(self.frame.grid)
+            drawn = draw(self.fine, fine, found, shares, least, self.runtime)
+            found, shares, share["FineWeight"] = drawn
         mask = restore_mask(found.data, found.affine, image)
         if not mask.any():
             raise ScanFailed(
@@ -132,12 +131,6 @@ class Model:
             turned.words if turned else "",
             None if shares is None else self._segment(shares, seen, conformed, image, mask),
         )
-
-    def _draw(self, image: Image, found: Conformed) -> tuple[Conformed, float]:
-        """Let the fine network draw the border."""
-        assert self.fine
-        least = edge_of(self.frame.grid)
-        return draw(self.fine, self.frame.conform_finer(image), found, least, self.runtime)
 
     def _segment(
         self, shares: Shares, seen: Segmentation, conformed: Conformed, image: Image, mask: Mask
@@ -292,7 +285,7 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         network = UNet(shape, len(told))
         autoencoder = Autoencoder(AutoencoderConfig(**method["quality"]), len(told))
         named = [(network, card["network"]), (autoencoder, card["autoencoder"])]
-        fine = UNet(shape) if card.get("fine") else None
+        fine = UNet(shape, len(told)) if card.get("fine") else None
         named += [(fine, card["fine"])] if fine else []
         for net, name in named:
             source_path, tensors = _read(folder, name, card["sha256"][name])

@@ -125,6 +125,26 @@ def join_shares(network: Shares, label: Shares, explained: float) -> Shares:
     return joined
 
 
+def hear(
+    found: Conformed, shares: Shares | None, said: Opinion
+) -> tuple[Conformed, Shares | None, float]:
+    """Join brain and structures, as `join` and `join_shares`; these where the brains agree."""
+    joined, weight = join(found, said)
+    if shares is not None and said.shares is not None and weight:
+        shares = join_shares(shares, said.shares, said.explained)
+    return joined, shares, weight
+
+
+def finer_shares(shares: Shares, shape: tuple[int, ...]) -> Shares:
+    """Interpolate shares in voxels half as large, unless they have that shape already."""
+    if shares.shape[1:] == shape:
+        return shares
+    fine = np.empty((len(shares), *shape), shares.dtype)
+    for number, share in enumerate(shares):  # one by one: it takes memory
+        fine[number] = np.rint(halve(torch.from_numpy(share)[None, None].float())[0, 0].numpy())
+    return fine
+
+
 def keep(folder: Path, sources: Sequence[Source]) -> None:
     """Write the labelled scans and their masks, as they are on the model's grid."""
     tensors = {}

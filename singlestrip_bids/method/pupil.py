@@ -6,6 +6,7 @@ to all heads, and that is learnt.
 
 from __future__ import annotations
 
+import copy
 import logging
 import zlib
 from collections.abc import Sequence
@@ -15,20 +16,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..bids.label import Label
 from ..bids.scans import Scan
 from ..errors import BadData
 from ..image import nifti
 from ..image.grid import HalvedGrid, conform, conform_image
+from ..image.structures import doubled, most
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import check_stop
 from .classes import Source
 from .fine import NAME, edge_of
+from .inference import mask_from
 from .losses import images_of, segmentation_loss
-from .networks import UNet
-from .propagation import finer, join, propagate_labels
+from .propagation import finer, finer_shares, hear, propagate_labels
 from .pseudolabels import spread, viewer
 from .trainer import Trained, Trainer
 
@@ -64,15 +67,13 @@ def learn(
             progress.step(scan.name)
     taught = {scan: made for part in runtime.gather(taught) for scan, made in part.items()}
     pupils = [scan for scan in chosen if scan.relative in taught]
-    seen = [_labelled(trainer, label) for label in labels]
+    seen = [_labelled(trainer, *pair) for pair in zip(labels, sources, strict=True)]
     with Progress("fine: refitting mixtures", len(pupils)) as progress:
         for scan in pupils:
             check_stop()
             seen.append(_read(trainer, scan))
             progress.step(scan.name)
-    network = UNet(method.network)
-    weights = before.network.state_dict()
-    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    network = copy.deepcopy(before.network)
     ranges = replace(method.finetuning_synthesis, shift=SHIFT)
     loss = segmentation_loss(runtime, images_of(seen, edge_of(trainer.frame.grid), ranges))
     settings = replace(method.finetuning, steps=method.fine_steps, batch_size=runtime.world)
@@ -93,20 +94,34 @@ def _teach(
         except BadData:
             pass  # half a file from elsewhere: the mask is made again
     conformed = trainer.conform(scan)
-    found = replace(conformed, data=viewer(trainer, before.network)(conformed).brain)
+    seen = viewer(trainer, before.network)(conformed)
+    found, shares = replace(conformed, data=seen.brain), seen.shares
     if trainer.method.registers:
-        found, _ = join(found, propagate_labels(sources, conformed, trainer.runtime))
-    soft = finer(found, tuple(2 * n for n in conformed.data.shape)).data
-    packed = zlib.compress(np.rint(STEPS * soft).astype(np.uint8).tobytes(), level=1)
-    tensor = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    files.save_tensors(path, {"mask": tensor}, {"fingerprint": key, "shape": soft.shape})
+        said = propagate_labels(sources, conformed, trainer.runtime)
+        found, shares, _ = hear(found, shares, said)
+    shape = tuple(2 * n for n in conformed.data.shape)
+    soft = finer(found, shape).data
+    volumes = {"mask": np.rint(STEPS * soft).astype(np.uint8)}
+    if shares is not None:
+        volumes["numbers"] = most(finer_shares(shares, shape), mask_from(soft))
+    tensors = {name: _packed(volume) for name, volume in volumes.items()}
+    files.save_tensors(path, tensors, {"fingerprint": key, "shape": shape})
     return key
 
 
-def _soft_mask(trainer: Trainer, scan: Scan) -> NDArray[np.float32]:
+def _packed(volume: NDArray[np.uint8]) -> Tensor:
+    packed = zlib.compress(volume.tobytes(), level=1)
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+
+
+def _taught(trainer: Trainer, scan: Scan) -> dict[str, NDArray[np.uint8]]:
+    """Read the soft mask of a scan, in 255 steps, and the numbers of its structures, if any."""
     tensors, card = files.load_tensors(_place(trainer, scan))
-    flat = np.frombuffer(zlib.decompress(tensors["mask"].numpy().tobytes()), dtype=np.uint8)
-    return flat.reshape(card["shape"]).astype(np.float32) / np.float32(STEPS)
+    found = {}
+    for name, tensor in tensors.items():
+        flat = np.frombuffer(zlib.decompress(tensor.numpy().tobytes()), dtype=np.uint8)
+        found[name] = flat.reshape(card["shape"]).copy()
+    return found
 
 
 def _place(trainer: Trainer, scan: Scan) -> Path:
@@ -115,13 +130,18 @@ def _place(trainer: Trainer, scan: Scan) -> Path:
 
 def _read(trainer: Trainer, scan: Scan) -> Source:
     """Read a scan, in voxels half as large, under its soft mask."""
-    image = nifti.load(scan.path)
-    return trainer.source(trainer.frame.conform_finer(image), _soft_mask(trainer, scan))
+    found, image = _taught(trainer, scan), nifti.load(scan.path)
+    mask = found["mask"].astype(np.float32) / np.float32(STEPS)
+    return trainer.source(trainer.frame.conform_finer(image), mask, found.get("numbers"))
 
 
-def _labelled(trainer: Trainer, label: Label) -> Source:
-    """Read a labelled scan in voxels half as large."""
+def _labelled(trainer: Trainer, label: Label, origin: Source) -> Source:
+    """Read a labelled scan in voxels half as large; ``origin`` has it, and its structures."""
     image, mask = label.read()
     grid = HalvedGrid(trainer.frame.grid)
     share = conform(mask, image.affine, grid, image.fill).data
-    return trainer.source(conform_image(image, grid), share)
+    numbers = None
+    if origin.parts is not None:
+        numbers = origin.parts[0, 0].to(torch.uint8).cpu().numpy()
+        numbers = numbers if numbers.shape == share.shape else doubled(numbers)
+    return trainer.source(conform_image(image, grid), share, numbers)

@@ -24,6 +24,7 @@ from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.machine.files import load_tensors, sha256
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.fine import MARGIN, WEIGHT, _window, draw, edge_of
+from singlestrip_bids.method.inference import View
 from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.propagation import finer
 
@@ -78,7 +79,8 @@ class TestWindow:
 class TestDraw:
     def test_has_two_thirds_of_the_votes(self):
         scan, found = conformed(ball(9.6)), conformed(ball(10.0))
-        joined, weight = draw(Bright(), scan, found, LEAST, CPU)
+        joined, shares, weight = draw(Bright(), scan, found, None, LEAST, CPU)
+        assert shares is None
         assert weight == WEIGHT
         inner, between = ball(8.0) > 0, (ball(10.0) > 0) & (ball(9.6) == 0)
         assert (joined.data[inner] > 0.99).all()
@@ -88,14 +90,36 @@ class TestDraw:
     @pytest.mark.parametrize("seen", [ball(5.0), ball(9.0, shift=4), 0 * ball(1)])
     def test_is_not_heard_where_it_does_not_agree(self, seen):
         found = conformed(ball(9.0))
-        joined, weight = draw(Bright(), conformed(seen), found, LEAST, CPU)
+        shares = np.full((1, *(SIZE,) * 3), 7, np.uint8)
+        joined, same, weight = draw(Bright(), conformed(seen), found, shares, LEAST, CPU)
+        assert same is shares and (shares == 7).all()
         assert weight == 0 and joined is found
 
     def test_comes_to_voxels_half_as_large(self):
         coarse = conformed(ball(5.0, SIZE // 2))
-        joined, weight = draw(Bright(), conformed(ball(10.0)), coarse, LEAST, CPU)
+        joined, _, weight = draw(Bright(), conformed(ball(10.0)), coarse, None, LEAST, CPU)
         assert weight == WEIGHT and joined.data.shape == (SIZE,) * 3
         np.testing.assert_allclose(joined.affine, finer(coarse, (SIZE,) * 3).affine)
+
+
+def told(network: UNet, cut: Conformed, *_) -> View:
+    """Take what is bright for brain, and all of it for the first of two structures."""
+    return View(cut.data, np.stack([255 * cut.data, 0 * cut.data]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE // 2])
+def test_structures_are_joined_alike(size, monkeypatch):
+    monkeypatch.setattr("singlestrip_bids.method.fine.view", told)
+    shares = np.stack([(255 * ball(size / 4.8, size)).astype(np.uint8)] * 2)
+    scan, found = conformed(ball(9.6)), conformed(ball(10.0))
+    _, joined, weight = draw(
+        UNet(NetworkConfig((2, 4), stem=2), 2), scan, found, shares, LEAST, CPU
+    )
+    assert weight == WEIGHT
+    assert joined is not None and joined.shape == (2, *(SIZE,) * 3)
+    inner = ball(8.0) > 0
+    assert (joined[0][inner] >= 250).all()
+    assert np.abs(joined[1][inner].astype(int) - 255 * (1 - WEIGHT)).max() <= 3
 
 
 def test_its_images_are_half_as_large_again():
