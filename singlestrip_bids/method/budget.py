@@ -163,12 +163,11 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
     larger = segmentation_loss(
         runtime, images_of(sources, edge_of(trainer.frame.grid), method.synthesis)
     )
-    one = replace(method.training, batch_size=runtime.world)
-    fine = _step(trainer, network, larger, one, "fine network") if method.fine_steps else 0.0
+    alone, one = replace(trainer, runtime=runtime.alone()), replace(method.training, batch_size=1)
+    fine = _step(alone, network, larger, one, "fine network") if method.fine_steps else 0.0
     autoencoder = Autoencoder(method.quality, len(trainer.structures)).to(runtime.device)
     mask = (origin.mask[0, 0] > 0.5).cpu().numpy()
     brain = slices(mask, method.quality.slice_size).to(runtime.device)
-    alone = replace(trainer, runtime=runtime.alone())
     shapes = loss_over(brain, method.quality.batch_size, autoencoder.classes)
     settings = schedule(brain, method.quality)
     each = _step(alone, autoencoder, shapes, settings, "autoencoder")

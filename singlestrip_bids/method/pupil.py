@@ -76,9 +76,11 @@ def learn(
     network = copy.deepcopy(before.network)
     ranges = replace(method.finetuning_synthesis, shift=SHIFT)
     loss = segmentation_loss(runtime, images_of(seen, edge_of(trainer.frame.grid), ranges))
-    settings = replace(method.finetuning, steps=method.fine_steps, batch_size=runtime.world)
+    settings = replace(method.finetuning, steps=method.fine_steps, batch_size=1)
     key = files.fingerprint(key, sorted(taught.values()))
-    key = trainer.train(NAME, network, loss, settings, key)
+    with runtime.first():  # one image cannot be shared out; the others read it
+        alone = replace(trainer, runtime=runtime.alone())
+        key = alone.train(NAME, network, loss, settings, key)
     return Trained(NAME, network, key)
 
 
