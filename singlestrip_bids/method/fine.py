@@ -42,7 +42,10 @@ def draw(
     where both do not agree.
     """
     before = finer(found, scan.data.shape)
-    window = _window(mask_from(before.data), least, network.config.multiple)
+    mask = mask_from(before.data)
+    if not mask.any():
+        return found, shares, 0.0
+    window = _window(mask, least, network.config.multiple)
     cut = Conformed(
         scan.data[window],
         scan.affine @ from_matvec(np.eye(3), [edge.start for edge in window]),
@@ -52,7 +55,7 @@ def draw(
         lambda machine: view(network, cut, machine, AUGMENTED), runtime.rungs()
     )
     known = before.data[window]
-    if dice(seen.mask, mask_from(known)) < AGREED:
+    if dice(seen.mask, mask[window]) < AGREED:
         return found, shares, 0.0
     joined = before.data.copy()
     joined[window] = np.float32(1 - WEIGHT) * known + np.float32(WEIGHT) * seen.brain

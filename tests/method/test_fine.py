@@ -95,6 +95,11 @@ class TestDraw:
         assert same is shares and (shares == 7).all()
         assert weight == 0 and joined is found
 
+    def test_says_nothing_of_a_scan_without_brain(self):
+        found = conformed(0 * ball(1))
+        joined, _, weight = draw(Bright(), conformed(ball(9.0)), found, None, LEAST, CPU)
+        assert weight == 0 and joined is found
+
     def test_comes_to_voxels_half_as_large(self):
         coarse = conformed(ball(5.0, SIZE // 2))
         joined, _, weight = draw(Bright(), conformed(ball(10.0)), coarse, None, LEAST, CPU)
