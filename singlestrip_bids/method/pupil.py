@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..bids.label import Label
 from ..bids.scans import Scan
-from ..errors import BadData
+from ..errors import BadData, ScanFailed
 from ..image import nifti
 from ..image.grid import HalvedGrid, conform, conform_image
 from ..image.structures import doubled, most
@@ -103,9 +103,14 @@ def _teach(
         found, shares, _ = hear(found, shares, said)
     shape = tuple(2 * n for n in conformed.data.shape)
     soft = finer(found, shape).data
+    mask = mask_from(soft)
+    if not mask.any():
+        raise ScanFailed(
+            f"{scan.path}: the network found no brain; look at the scan, or label one like it."
+        )
     volumes = {"mask": np.rint(STEPS * soft).astype(np.uint8)}
     if shares is not None:
-        volumes["numbers"] = most(finer_shares(shares, shape), mask_from(soft))
+        volumes["numbers"] = most(finer_shares(shares, shape), mask)
     tensors = {name: _packed(volume) for name, volume in volumes.items()}
     files.save_tensors(path, tensors, {"fingerprint": key, "shape": shape})
     return key
