@@ -217,9 +217,9 @@ def _method(arguments: argparse.Namespace, machine: Runtime, training: bool) -> 
     """Settle how the group level learns."""
     names = ("rounds", "pseudo_labels", "top_k", "init")
     given = {name: getattr(arguments, name) for name in names}
-    preset, way = arguments.preset, arguments.method
+    way = arguments.method, arguments.any_orientation
     given["seed"] = arguments.random_seed
-    method = method_for(preset, arguments.set, arguments.sloppy, way, **given)
+    method = method_for(arguments.preset, arguments.set, arguments.sloppy, *way, **given)
     if arguments.encoder and training and not method.needs_features:
         raise Usage(
             "--encoder goes with --pseudo-labels prototypes or all, or with --method semisam-o1."

@@ -163,6 +163,7 @@ class MethodConfig:
     features: str = "levels"  # by which prototypes and refinement tell likeness
     refinement: str = "none"  # of the pseudo-labels, from the second round on
     consistency: float = 0.0  # weight of agreement with a moving average; above 0, all is ramped
+    any_orientation: bool = False  # heads lie as they like, and are of the label's size
     trials: int = 60  # corrupted copies, of the label and of unlabelled scans each
     seed: int = 0
 
@@ -246,6 +247,20 @@ def semisam_o1(method: MethodConfig) -> MethodConfig:
         consistency=0.1,
         fine_steps=0,
         top_k=ALL,
+    )
+
+
+def in_any_orientation(method: MethodConfig) -> MethodConfig:
+    """Change a method to one for heads that lie as they like: fetuses, animals."""
+
+    def turned(synthesis: SynthesisConfig) -> SynthesisConfig:
+        return replace(synthesis, rotation_deg=180.0)
+
+    return replace(
+        method,
+        synthesis=turned(method.synthesis),
+        finetuning_synthesis=turned(method.finetuning_synthesis),
+        any_orientation=True,
     )
 
 
@@ -359,6 +374,7 @@ def method_for(
     settings: Sequence[str] = (),
     tiny: bool = False,
     way: str = "singlestrip",
+    any_orientation: bool = False,
     **given: Any,
 ) -> MethodConfig:
     """Make the settings of a run from a preset, shrunk by `sloppy` first if ``tiny``.
@@ -370,6 +386,7 @@ def method_for(
         raise Usage(f"No preset {preset!r}. Choose one of {', '.join(sorted(PRESETS))}.")
     method = sloppy(PRESETS[preset]) if tiny else PRESETS[preset]
     method = METHODS[way](method)
+    method = in_any_orientation(method) if any_orientation else method
     method = replace(method, **{name: v for name, v in given.items() if v is not None})
     return with_settings(method, settings)
 

@@ -137,7 +137,7 @@ def self_train(
         guess = guesser(trainer, last.network, sources, way, correct)
         judged = fingerprint(key, asdict(method.quality))
         draw = partial(page.draw_pseudo, out, number)
-        look = looker(trainer, last.network)
+        look = None if method.any_orientation else looker(trainer, last.network)
         ranked = rank(trainer, pool, guess, autoencoder, name, judged, accepted, draw, look)
         scores += [{"round": number, **asdict(candidate)} for candidate in ranked]
         if trainer.runtime.main:

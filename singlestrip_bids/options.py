@@ -190,6 +190,11 @@ def build_parser() -> Parser:
         "(default: singlestrip)",
     )  # fmt: skip
     training.add_argument(
+        "--any-orientation", action="store_true",
+        help="heads lie as they like, as fetuses and animals do: networks see them turned all "
+        "ways, registration seeks the rotation; all are of the label's size",
+    )  # fmt: skip
+    training.add_argument(
         "--rounds", type=int, choices=range(10), metavar="N",
         help=f"rounds of self-training; 0 = SL-1 alone (default: {QUICK.rounds})",
     )  # fmt: skip

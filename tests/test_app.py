@@ -117,6 +117,27 @@ def test_semisam_o1(heads, tmp_path, reading):
     assert same(weights(out), before)  # finished stages are taken from disk
 
 
+def test_any_orientation(heads, tmp_path):
+    """A head that lies on its side is masked; no header is doubted, no head is resized."""
+    out, bids = tmp_path / "out", tmp_path / "bids"
+    shutil.copytree(heads, bids)
+    path = scan(bids, "02")
+    image = nib.load(path)
+    turned = np.rot90(np.asarray(image.dataobj), axes=(1, 2))
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(turned), image.affine), path)
+    assert run(bids, out, "group", "participant", "--any-orientation") == 0
+    card = json.loads((out / MODEL / "model.json").read_text())
+    method = card["method"]
+    assert method["any_orientation"] is True
+    ranges = [method[name]["rotation_deg"] for name in ("synthesis", "finetuning_synthesis")]
+    assert ranges == [180.0, 180.0]
+    assert not any(row["note"] != "n/a" for row in table(out / MODEL / "scores.tsv"))
+    for path in out.rglob("*desc-brain_mask.json"):
+        fields = json.loads(path.read_text())
+        assert "OrientationDoubt" not in fields
+        assert fields["WorkingVoxelSizeMm"] == pytest.approx(card["voxel_size_mm"])
+
+
 def test_an_encoder_of_ones_own(heads, trained, tmp_path, capfd):
     out, file = tmp_path / "out", trained / MODEL / "sl1.safetensors"
     shutil.copytree(trained / MODEL, out / MODEL)

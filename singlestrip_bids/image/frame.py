@@ -38,13 +38,15 @@ def working_voxel_size(mask: Mask, affine: NDArray, size: int) -> float:
 class Frame:
     """How a model sees heads: those of the label's size on its grid, others finer or coarser.
 
-    If ``fitted`` there is no such size, and every head comes to the same width.
+    If ``fitted`` there is no such size, and every head comes to the same width; if ``turned`` all
+    are seen at the label's.
     """
 
     grid: Grid  # on which the labelled head is seen
     brain_ml: float  # volume of the labelled brain
     head_width: float  # of the labelled head, in voxels of the grid
     fitted: bool = False  # whether the size of a head says nothing
+    turned: bool = False  # whether heads lie as they like, so that their widths say nothing
 
     @classmethod
     def around(
@@ -81,6 +83,8 @@ class Frame:
         if self.fitted:
             return self._fit(image)
         conformed = conform_image(image, self.grid)
+        if self.turned:
+            return conformed
         noise = find_noise(image, conformed, self.grid)
         ratio = relative_size(conformed, self.head_width, noise)
         finer = replace(self.grid, voxel_size=self.grid.voxel_size * ratio)

@@ -46,6 +46,7 @@ def begin(
     method = config.method
     pairs = [label.read() for label in labels]
     frame = Frame.around(pairs, method.size, method.network.multiple, method.voxel_size)
+    frame = replace(frame, turned=method.any_orientation)
     grid = frame.grid
     LOG.info("Working grid: %d voxels of %g mm along each axis.", grid.size, grid.voxel_size)
     settings = {name: method.to_dict()[name] for name in ("size", "network", "synthesis", "seed")}
@@ -64,7 +65,7 @@ def begin(
     for label, image, mask in zip(labels, images, masks, strict=True):
         refuse_stripped(label.scan.path, image, mask > 0.5)
     heads = zip(images, masks, numbers, strict=True)
-    sources = [trainer.source(*head) for head in heads]
+    sources = [replace(trainer.source(*head), turned=method.any_orientation) for head in heads]
     if grid.size > HALVED:
         return trainer, sources
     fine = [conform(mask, image.affine, HalvedGrid(grid), image.fill) for image, mask in pairs]

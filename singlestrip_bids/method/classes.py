@@ -42,6 +42,7 @@ class Source:
     fine: Tensor | None = None  # the mask again, in voxels half as large: (1, 1, 2X, 2Y, 2Z)
     parts: Tensor | None = None  # numbers of its structures, in voxels as large or half as large
     structures: int = 0  # how many there may be
+    turned: bool = False  # whether other heads may lie otherwise, as they like
 
     @property
     def count(self) -> int:

@@ -134,7 +134,7 @@ def _hull(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def severity(mildest: SynthesisConfig, share: float) -> SynthesisConfig:
     """Ranges of the copies of a share (0 to 1) of the way from the mildest to the hardest."""
     way = {
-        name: getattr(mildest, name) + share * (hardest - getattr(mildest, name))
+        name: getattr(mildest, name) + share * max(hardest - getattr(mildest, name), 0)
         for name, hardest in HARDEST.items()
     }
     return replace(mildest, **way)

@@ -95,7 +95,7 @@ class Model:
         found, share = replace(conformed, data=seen.probability), dict[str, float]()
         shares = seen.shares
         if self.labels:
-            said = propagate_labels(self.labels, conformed, self.runtime)
+            said = propagate_labels(self.labels, conformed, self.runtime, seen.mask)
             found, shares, share["PropagatedWeight"] = hear(found, shares, said)
         if self.fine:
             fine, least = self.frame.conform_finer(image), edge_of(self.frame.grid)
@@ -149,6 +149,8 @@ class Model:
     ) -> Doubt | None:
         """Look at a scan from all sides if less can be expected of it than of the pool."""
         usual = self.usual
+        if self.frame.turned:  # no orientation is wrong
+            return None
         if image.is_placed and usual is not None and 1 - expected < STEADIER * (1 - usual):
             return None
         return doubt(self.network, conformed, seen.mask, seen.evidence, self.runtime)
@@ -290,9 +292,10 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         for net, name in named:
             source_path, tensors = _read(folder, name, card["sha256"][name])
             load_weights(source_path, net, tensors)
-        labels: tuple[Source, ...] = ()
+        labels, turned = tuple[Source, ...](), bool(method.get("any_orientation"))
         if propagation and card.get("label_kept"):
-            labels = kept(_read(folder, LABEL_FILE, card["sha256"][LABEL_FILE])[1], len(told))
+            tensors = _read(folder, LABEL_FILE, card["sha256"][LABEL_FILE])[1]
+            labels = kept(tensors, len(told), turned)
         pool = card["guard"]["standings"][Path(card["network"]).stem]["pool"]
         usual = None if pool is None else float(pool)
         calibration = _calibration(card["calibration"])
@@ -300,7 +303,7 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
         grid = Grid(voxel_size, int(method["size"]), shape.multiple)
-        frame = Frame(grid, brain_ml, head_width, fitted=bool(card.get("phantoms")))
+        frame = Frame(grid, brain_ml, head_width, bool(card.get("phantoms")), turned)
         _check_numbers(calibration, frame)
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error

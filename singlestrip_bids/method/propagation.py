@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..image.grid import Conformed, halved
-from ..image.masks import dice
+from ..image.masks import Mask, dice
 from ..image.structures import Shares, doubled
 from ..machine.files import save_tensors
 from ..machine.runtime import Runtime, as_memory_allows
 from .classes import Source, source
 from .inference import mask_from
+from .pose import find_start
 from .registration import propagate, vote_of
 from .synthesis import halve
 
@@ -39,15 +40,27 @@ class Opinion:
     shares: Shares | None = None  # of structures: the mean of theirs, as fine as these are
 
 
-def propagate_labels(sources: Sequence[Source], conformed: Conformed, runtime: Runtime) -> Opinion:
-    """Propagate the labelled masks to a scan, and the structures, if they have any."""
+def propagate_labels(
+    sources: Sequence[Source], conformed: Conformed, runtime: Runtime, seen: Mask | None = None
+) -> Opinion:
+    """Propagate the labelled masks to a scan, and the structures, if they have any.
+
+    Where its head may lie as it likes, it is sought around the brain that is ``seen``, if any is.
+    """
+    seen = seen if seen is not None and seen.any() else conformed.inside
 
     def on(machine: Runtime) -> tuple[Tensor, float, Tensor | None]:
         image, inside = (
             torch.from_numpy(array).to(machine.device, torch.float32)[None, None]
             for array in (conformed.data, conformed.inside)
         )
-        found = [propagate(origin.to(machine.device), image, inside) for origin in sources]
+        found = []
+        for origin in (one.to(machine.device) for one in sources):
+            start = None
+            if origin.turned:
+                where = torch.from_numpy(seen).to(machine.device)
+                start = find_start(origin, torch.cat([image, inside], 1), where)
+            found.append(propagate(origin, image, inside, start))
         masks = torch.stack([one.mask for one in found])
         explained = sum(one.explained for one in found) / len(found)
         shares = [one.shares.cpu() for one in found if one.shares is not None]
@@ -156,12 +169,15 @@ def keep(folder: Path, sources: Sequence[Source]) -> None:
     save_tensors(folder / LABEL_FILE, tensors, {})
 
 
-def kept(tensors: Mapping[str, Tensor], structures: int = 0) -> tuple[Source, ...]:
+def kept(
+    tensors: Mapping[str, Tensor], structures: int = 0, turned: bool = False
+) -> tuple[Source, ...]:
     """Make sources of what `keep` wrote; raises `LookupError` for other tensors."""
     numbers = range(sum(name.startswith("image") for name in tensors))
-    return tuple(
+    found = (
         _source({name: tensors.get(f"{name}_{i}") for name in KEPT}, structures) for i in numbers
     )
+    return tuple(replace(one, turned=turned) for one in found)
 
 
 def _source(tensors: Mapping[str, Tensor | None], structures: int) -> Source:

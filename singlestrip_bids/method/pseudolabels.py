@@ -140,13 +140,14 @@ def guesser(
             return lambda scan: replace(_guess(like(scan)), coarse=coarse)
 
     def guess(conformed: Conformed) -> Guess:
-        said = propagate_labels(sources, conformed, trainer.runtime)
+        first = see(conformed)
+        said = propagate_labels(sources, conformed, trainer.runtime, first.mask)
         second = coarsened(said.mask, conformed)
         propagated = mask_from(second)
         opinion = None if said.shares is None else most(said.shares, propagated)
         if way == "registration":
             return Guess(propagated, propagated, numbers=opinion, opinion=opinion)
-        first, weight = see(conformed), np.float32(weight_of(said.explained))
+        weight = np.float32(weight_of(said.explained))
         joined = (1 - weight) * first.brain + weight * second
         if known:
             joined = (1 - PROTOTYPES) * joined + PROTOTYPES * known(conformed).brain

@@ -99,7 +99,7 @@ def _teach(
     seen = viewer(trainer, before.network)(conformed)
     found, shares = replace(conformed, data=seen.brain), seen.shares
     if trainer.method.registers:
-        said = propagate_labels(sources, conformed, trainer.runtime)
+        said = propagate_labels(sources, conformed, trainer.runtime, seen.mask)
         found, shares, _ = hear(found, shares, said)
     shape = tuple(2 * n for n in conformed.data.shape)
     soft = finer(found, shape).data

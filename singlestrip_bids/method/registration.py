@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -59,6 +59,36 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Rotations from a labelled scan to another, around both brains, from which it is sought."""
+
+    rotation: Tensor  # (B, 3, 3)
+    centre: Tensor  # (3,) of the labelled brain, in voxels of its source
+    there: Tensor  # (B, 3) of the other brain, in voxels of its scan
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Map points of the labelled scan (1 or B, 3, x, y, z) to the other one."""
+        moved = self.rotation @ (points.flatten(2) - self.centre.view(1, 3, 1))
+        return (moved + self.there[:, :, None]).view(len(moved), *points.shape[1:])
+
+    def undo(self, points: Tensor) -> Tensor:
+        """Map points of the other scan (1, 3, x, y, z) to the labelled one."""
+        moved = self.rotation.transpose(1, 2) @ (points.flatten(2) - self.there[:, :, None])
+        return (moved + self.centre.view(1, 3, 1)).view(len(moved), *points.shape[1:])
+
+    def pick(self, which: Tensor) -> Start:
+        """Return some of them."""
+        return replace(self, rotation=self.rotation[which], there=self.there[which])
+
+    def moved(self, pose: Tensor) -> Start:
+        """Put affine poses (B, 3, 4) before them, without their stretch."""
+        left, _, right = torch.linalg.svd(torch.eye(3, device=pose.device) + pose[:, :, :3])
+        shift = (self.rotation @ pose[:, :, 3:])[:, :, 0]
+        rotation = self.rotation @ left @ right
+        return replace(self, rotation=rotation, there=self.there + shift)
+
+
+@dataclass(frozen=True)
 class Propagated:
     """A label on another scan's grid, or on that in voxels half as large."""
 
@@ -67,12 +97,15 @@ class Propagated:
     shares: Tensor | None = None  # (K, X, Y, Z) of its structures, in steps of 1/255
 
 
-def propagate(origin: Source, image: Tensor, inside: Tensor) -> Propagated:
+def propagate(
+    origin: Source, image: Tensor, inside: Tensor, start: Start | None = None
+) -> Propagated:
     """Propagate the mask of a labelled scan, and its structures, to another.
 
     The other ``image`` is (1, 1, X, Y, Z) in [0, 1], at the same voxel size; ``inside``, 0 and 1,
     is its field of view. What the source has in voxels half as large comes so. What is explained
-    is as of the stiff registration, where it is seen.
+    is as of the stiff registration, where it is seen. With a ``start`` the other scan is turned by
+    that first.
 
     Notes
     -----
@@ -84,14 +117,20 @@ def propagate(origin: Source, image: Tensor, inside: Tensor) -> Propagated:
     Structures are read at a third, supple one. Nothing is random.
     """
     scan, box = torch.cat([image, inside], 1), cut_box(origin, NEAR)
-    shift = centre_of_mass(image) - centre_of_mass(origin.image)
+    points = voxel_indices(image.shape[2:], image.device)
+    if start:
+        here = voxel_indices(origin.image.shape[2:], image.device)
+        scan, points = sample(scan, start.apply(here)), start.undo(points)
+        shift = torch.zeros(3, device=image.device)
+    else:
+        shift = centre_of_mass(image) - centre_of_mass(origin.image)
     do = one_by_one if image.is_cuda else side_by_side
     both = [partial(_align, cut_box(origin, share), scan, shift) for share in (WIDE, NEAR)]
     still = torch.zeros((1, 3, 4, 4, 4), device=image.device)
-    start = max(do(*both), key=lambda pose: _explained(box, scan, pose, still))
+    pose = max(do(*both), key=lambda pose: _explained(box, scan, pose, still))
     kinds = (STIFF, FREE) if origin.parts is None else (STIFF, FREE, SUPPLE)
-    found = do(*(partial(_deform, box, scan, start, *kind) for kind in kinds))
-    places = [_places(box, image, *deformation) for deformation in found]
+    found = do(*(partial(_deform, box, scan, pose, *kind) for kind in kinds))
+    places = [_places(box, points, *deformation) for deformation in found]
     explained = _explained(box, scan, *found[0])
     vote = vote_of(explained)
     stiff, free = (_read_mask(origin, where) for where in places[:2])
@@ -108,7 +147,7 @@ def vote_of(explained: float) -> float:
 @torch.no_grad()
 def _explained(box: Box, scan: Tensor, pose: Tensor, knots: Tensor) -> float:
     """Measure the squared local correlation under a deformation, in [0, 1]."""
-    points, fixed, weight, moving = _level(box, scan, 1)
+    points, fixed, weight, moving = level(box, scan, 1)
     read, seen = look(moving, place(points + displacement(box, knots, points), pose, box.centre))
     return float(similarity(fixed, read, weight * seen).sum())
 
@@ -121,7 +160,7 @@ def likeness(origin: Source, image: Tensor) -> float:
     """
     box, scan = cut_box(origin, WIDE), torch.cat([image, torch.ones_like(image)], 1)
     pose = _align(box, scan, centre_of_mass(image) - centre_of_mass(origin.image))
-    points, fixed, weight, moving = _level(box, scan, ALIGN[-1][0])
+    points, fixed, weight, moving = level(box, scan, ALIGN[-1][0])
     read, _ = look(moving, place(points, pose, box.centre))
     return float(similarity(fixed, read, weight).sum())
 
@@ -207,7 +246,7 @@ def unplace(points: Tensor, pose: Tensor, centre: Tensor) -> Tensor:
     return moved.view(len(pose), *points.shape[1:])
 
 
-def _level(box: Box, scan: Tensor, apart: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def level(box: Box, scan: Tensor, apart: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Points, labelled values, weights and the smoothed other scan of one level."""
     blur = float(box.step * apart) if box.step * apart > 1 else 0.0
     fixed = box.at(smooth(box.image, blur), apart)
@@ -227,25 +266,45 @@ def look(moving: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
 
 def _align(box: Box, scan: Tensor, shift: Tensor) -> Tensor:
     """Find the affine pose (1, 3, 4) from many starts around a first shift."""
-    scale, edge = _scale(box), box.step * POINTS
+    edge = box.step * POINTS
     starts = torch.tensor(list(itertools.product(SHIFTS, repeat=3)), device=scan.device)
     pose = torch.zeros((len(starts), 3, 4), device=scan.device)
     pose[:, :, 3] = starts * edge + shift
     for apart, steps, kept, stiffness in ALIGN:
-        points, fixed, weight, moving = _level(box, scan, apart)
-        free = (pose / scale).requires_grad_()
-        adam = torch.optim.Adam([free])
-        for step in range(steps):
-            adam.param_groups[0]["lr"] = RATE * (1 - step / steps)
-            read, seen = look(moving, place(points, free * scale, box.centre))
-            covered = (weight * seen).flatten(1).sum(1) / weight.sum()
-            values = covered * mutual_information(fixed.expand_as(read), read, weight * seen)
-            values = values - stiffness * (free * scale)[:, :, :3].square().sum((1, 2))
-            adam.zero_grad()
-            (-values.sum()).backward()
-            adam.step()
-        pose = (free.detach() * scale)[values.topk(kept).indices]
+        pose, values = ascend(box, scan, pose, apart, steps, stiffness)
+        pose = pose[values.topk(kept).indices]
     return pose
+
+
+def ascend(
+    box: Box,
+    scan: Tensor,
+    pose: Tensor,
+    apart: int,
+    steps: int,
+    stiffness: float,
+    start: Start | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Improve affine poses (B, 3, 4) by mutual information; return also its values, (B,).
+
+    It is seen at every so manyth point. A ``start`` maps the points further, to the other scan.
+    """
+    scale = _scale(box)
+    points, fixed, weight, moving = level(box, scan, apart)
+    free = (pose / scale).requires_grad_()
+    adam = torch.optim.Adam([free])
+    values = torch.zeros(len(pose), device=pose.device)
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        where = place(points, free * scale, box.centre)
+        read, seen = look(moving, start.apply(where) if start else where)
+        covered = (weight * seen).flatten(1).sum(1) / weight.sum()
+        values = covered * mutual_information(fixed.expand_as(read), read, weight * seen)
+        values = values - stiffness * (free * scale)[:, :, :3].square().sum((1, 2))
+        adam.zero_grad()
+        (-values.sum()).backward()
+        adam.step()
+    return free.detach() * scale, values.detach()
 
 
 def _deform(
@@ -259,7 +318,7 @@ def _deform(
     rates = (0.15, 0.003)
     adam = torch.optim.Adam([{"params": [knots]}, {"params": [free]}])
     for apart, steps in FLOW:
-        points, fixed, weight, moving = _level(box, scan, apart)
+        points, fixed, weight, moving = level(box, scan, apart)
         for step in range(steps):
             for group, rate in zip(adam.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 - 0.9 * step / steps)
@@ -284,9 +343,9 @@ def displacement(box: Box, knots: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _places(box: Box, image: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
-    """Find where in the labelled scan each voxel of the other one lies: (1, 3, X, Y, Z)."""
-    points = unplace(voxel_indices(image.shape[2:], image.device), pose, box.centre)
+def _places(box: Box, points: Tensor, pose: Tensor, knots: Tensor) -> Tensor:
+    """Find where in the labelled scan points of the other one lie: (1, 3, X, Y, Z)."""
+    points = unplace(points, pose, box.centre)
     return points + displacement(box, -knots, points)
 
 

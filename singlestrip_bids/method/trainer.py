@@ -39,6 +39,7 @@ from .encoders import Encoder
 from .inference import AUGMENTED, predict
 from .losses import Averaged, images_of, ramped_loss, segmentation_loss
 from .networks import Autoencoder, Network, UNet
+from .pose import turn
 from .training import Loss, fit, learning_rate, load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -169,11 +170,15 @@ def train_autoencoder(trainer: Trainer, sources: Sequence[Source]) -> Autoencode
     method, runtime = trainer.method, trainer.runtime
     torch.manual_seed(mix_seed(method.seed, 1))
     network = Autoencoder(method.quality, len(trainer.structures))
-    brain = torch.cat([slices(_shape(source), method.quality.slice_size) for source in sources])
+    shapes = [_shape(source) for source in sources]
+    brain = torch.cat([slices(shape, method.quality.slice_size) for shape in shapes])
+    settings = schedule(brain, method.quality)
+    if method.any_orientation:
+        turned = [other for shape in shapes for other in turn(shape)]
+        brain = torch.cat([slices(shape, method.quality.slice_size) for shape in turned])
     loss = loss_over(brain.to(runtime.device), method.quality.batch_size, network.classes)
     with runtime.first():  # its batches cannot be shared out; the others read it
         alone = replace(trainer, runtime=runtime.alone())
-        settings = schedule(brain, method.quality)
         alone.train("autoencoder", network, loss, settings, trainer.key)
     return network
 

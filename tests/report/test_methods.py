@@ -131,6 +131,7 @@ RUNS = {
     "semisam-o1": (SEMISAM, scores(8, 8, 8), masks(0.9)),
     "all ways": (changed(pseudo_labels="all") | {"encoder": PHANTOM}, scores(4), masks(0.9)),
     "refused": (refused(), scores(4), masks(0.9, 0.95)),
+    "any orientation": (changed(any_orientation=True), scores(4), masks(0.9)),
 }
 
 
@@ -141,6 +142,11 @@ RUNS = {
 def test_threshold_is_told_where_it_moved(found, said):
     prose = flat(methods.text({**CARD, "threshold": found}, scores(4), masks(0.9)))
     assert said in prose
+
+
+def test_any_orientation_is_told():
+    assert "Heads were allowed any orientation" in flat(methods.text(*RUNS["any orientation"]))
+    assert "any orientation" not in flat(methods.text(*RUNS["consensus"]))
 
 
 def test_extended_heads_are_told():
