@@ -190,6 +190,8 @@ EVIDENCE = {
     "which the mask is made, 0 to 2/3; the rest is the network's.",
     "FineWeight": "Share of the network that sees the brain in voxels half as large: 2/3, or 0 "
     "where it does not agree. What is above has the rest.",
+    "NetworkAgreement": "Dice overlap of the mask with that of the network before label and "
+    "smaller voxels changed it.",
 }
 DISTANCE = (
     "Signed distance to the border of the brain mask. Outside, to the centre of the nearest voxel "

@@ -4,7 +4,8 @@ Three things can be seen of every mask without a truth: how well the autoencoder
 and how well it agrees with the masks of the image whose intensities are remapped, mildly and
 strongly. A line through the first and the mean of the others (in the logarithm of what is missing
 to 1) gives the expected Dice; the spread of the masks around it gives the interval, in the manner
-of conformal prediction.
+of conformal prediction. The line is that of the network's mask. What label and fine network change
+of it is for the better, mostly.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .inference import compare
 from .networks import Autoencoder, UNet
 
 FLOOR = 0.005  # what is missing to 1 is not followed below this
+RIGHTED = 0.75  # share of the voxels that label and fine network change, which become right
+LEAST = 1 / 3  # of what is missing to 1, which stays missing; and of the mean spread
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,15 @@ class Calibration:
     constant: float
     better: float  # quantile of what is left below the line, an end of the interval
     worse: float  # the same above it
+    centre: float = 0.0  # place on the line where both are as said
+    growth: float = 0.0  # by which they are larger where the line is 1 higher, as a share
 
     def expect(self, evidence: Evidence) -> tuple[float, float, float]:
         """Return the expected Dice and the ends of its interval, lower end first."""
         line = float(_terms([evidence])[0] @ (self.score, self.agreement, self.constant))
-        missing = [math.exp(line + shift) - FLOOR for shift in (0.0, self.worse, self.better)]
+        wide = max(1 + self.growth * (line - self.centre), LEAST)
+        shifts = 0.0, wide * self.worse, wide * self.better
+        missing = [math.exp(line + shift) - FLOOR for shift in shifts]
         middle, low, high = (float(np.clip(1 - value, 0, 1)) for value in missing)
         return middle, low, high
 
@@ -74,7 +81,9 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
     Notes
     -----
     Each residual is that of a line through the others, so that the interval is not too narrow
-    (jackknife; Barber et al. 2021). Quantiles are those of split conformal prediction.
+    (jackknife; Barber et al. 2021). Quantiles are those of split conformal prediction, of
+    residuals as shares of how large they are at their place on the line (Lei et al. 2018): what is
+    expected of good masks is surer.
     """
     terms, target = _terms(evidence), _missing(truth)
     count = len(target)
@@ -82,10 +91,32 @@ def line_through(evidence: Sequence[Evidence], truth: Sequence[float]) -> Calibr
     for i in range(count):
         others = np.arange(count) != i
         residuals[i] = target[i] - terms[i] @ _slopes(terms[others], target[others])
-    residuals.sort()
+    slopes = _slopes(terms, target)
+    line = terms @ slopes
+    centre, growth = line.mean(), _growth(line, abs(residuals))
+    shares = np.sort(residuals / np.maximum(1 + growth * (line - centre), LEAST))
     tail = max(math.floor((count + 1) * (1 - COVERAGE) / 2), 1)
-    better, worse = residuals[tail - 1], residuals[count - tail]
-    return Calibration(*map(float, (*_slopes(terms, target), better, worse)))
+    better, worse = shares[tail - 1], shares[count - tail]
+    growth = min(growth, 1 / max(-better, 1e-6))  # better evidence never lowers an end
+    return Calibration(*map(float, (*slopes, better, worse, centre, growth)))
+
+
+def _growth(line: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """By what share of their mean residuals are larger where the line is 1 higher; 0 at least."""
+    if np.ptp(line) < FLOOR or sizes.mean() < FLOOR:
+        return 0.0
+    return max(float(np.polyfit(line, sizes / sizes.mean(), 1)[0]), 0.0)
+
+
+def bettered(expected: Sequence[float], agreement: float) -> tuple[float, float, float]:
+    """Say what can be expected of a network's mask once label and fine network have changed it.
+
+    ``expected`` are a Dice and the ends of its interval, ``agreement`` is the Dice of both masks.
+    A voxel that becomes right is one less that is missing, on two sides.
+    """
+    gain = (2 * RIGHTED - 1) * (1 - agreement)
+    middle, low, high = (1 - max(1 - one - gain, LEAST * (1 - one)) for one in expected)
+    return middle, low, high
 
 
 def _slopes(terms: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,17 +22,17 @@ from ..image.brain import Brain, Parts
 from ..image.frame import Frame
 from ..image.grid import Conformed, Grid, halved, restore_mask, restore_most
 from ..image.head import refuse_stripped
-from ..image.masks import Mask
+from ..image.masks import Mask, dice
 from ..image.nifti import Image
 from ..image.structures import Shares, Structure, fill_gaps
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
-from .expected_dice import Calibration, Segmentation, segment
+from .expected_dice import Calibration, Segmentation, bettered, segment
 from .fine import draw, edge_of
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
-from .propagation import LABEL_FILE, hear, kept, propagate_labels
+from .propagation import LABEL_FILE, finer, hear, kept, propagate_labels
 from .training import load_weights
 
 LOG = logging.getLogger("singlestrip_bids")
@@ -114,6 +114,10 @@ class Model:
             low = turned.agreement - (expected - interval[0])
             expected = min(expected, turned.agreement)
             interval[0] = max(min(interval[0], low), 0.0)
+        elif any(share.values()):
+            agreed = _agreement(seen.mask, conformed, found)
+            expected, *interval = bettered((expected, *interval), agreed)
+            share["NetworkAgreement"] = agreed
         return Brain(
             image,
             mask,
@@ -165,6 +169,12 @@ class Model:
         if LABEL_FILE in self.card["sha256"]:
             stamp["LabelSHA256"] = self.card["sha256"][LABEL_FILE] if self.labels else ""
         return stamp
+
+
+def _agreement(mask: Mask, conformed: Conformed, found: Conformed) -> float:
+    """Dice of a network's mask with the probability that it became, cut at one half."""
+    before = finer(replace(conformed, data=mask.astype(np.float32)), found.data.shape)
+    return dice(before.data > 0.5, found.data > 0.5)
 
 
 def facts(

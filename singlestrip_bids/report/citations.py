@@ -13,7 +13,7 @@ from pybtex.style.formatting.unsrt import Style
 
 from . import templates
 
-_CITATION = re.compile(r"\[@[\w; @]+\]")
+_CITATION = re.compile(r"\[@[\w;\s@]+\]")  # which may go on in the next line
 # pybtex writes entries with other words than it has read (a DOI's _ as \_): they are cut out
 _SOURCE = re.compile(r"^@\w+\{([^,]+),.*?^\}\n", re.MULTILINE | re.DOTALL)
 
@@ -72,7 +72,7 @@ def _text() -> str:
 
 
 def _keys(group: str) -> list[str]:
-    return [part.strip(" []@") for part in group.split(";")]
+    return [part.strip(" \n[]@") for part in group.split(";")]
 
 
 def _family(person: Person) -> str:

@@ -48,7 +48,8 @@ PICTURES = {
 BARS = 32  # of the histogram of volumes
 NUMBERS = (
     "ExpectedDice", "ExpectedDiceInterval", "QualityScore", "MildContrastAgreement",
-    "StrongContrastAgreement", "PropagatedWeight", "FineWeight", "BrainVolumeMl", "ComputeSeconds",
+    "StrongContrastAgreement", "PropagatedWeight", "FineWeight", "NetworkAgreement",
+    "BrainVolumeMl", "ComputeSeconds",
 )  # fmt: skip
 
 SENTENCES = (

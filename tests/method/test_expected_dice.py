@@ -13,8 +13,10 @@ from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.expected_dice import (
     FLOOR,
+    LEAST,
     Calibration,
     Evidence,
+    bettered,
     line_through,
     segment,
 )
@@ -54,6 +56,32 @@ class TestLine:
                 held.append(low <= truth <= high)
         assert 0.87 < np.mean(held) < 0.95
 
+    def test_it_is_surer_of_masks_that_are_surely_good(self):
+        """Where the spread grows with what is missing, so does the interval, and holds as many."""
+
+        def drawn(count: int, seed: int) -> tuple[list[Evidence], list[float]]:
+            evidence, _ = masks(count, seed)
+            line = np.log([1 + FLOOR - one.score for one in evidence])
+            noise = np.random.default_rng(seed).normal(0, 1, count) * (0.05 + 0.15 * (line + 4.4))
+            return evidence, list(1 - np.clip(np.exp(line + noise) - FLOOR, 0, 1))
+
+        found = line_through(*drawn(400, seed=0))
+        assert found.growth > 0.1
+        seen = [[found.expect(one) for one in drawn(200, seed)[0]] for seed in range(1, 4)]
+        truth = [drawn(200, seed)[1] for seed in range(1, 4)]
+        good = [
+            (low <= true <= high, high - low)
+            for rows, dices in zip(seen, truth, strict=True)
+            for (middle, low, high), true in zip(rows, dices, strict=True)
+            if middle > 0.95
+        ]
+        assert 0.8 < np.mean([held for held, _ in good]) < 1
+        flat = replace(found, growth=0.0)
+        (middle, low, high), (_, lowest, highest) = (
+            line.expect(Evidence(0.97, 0.97, 0.97)) for line in (found, flat)
+        )
+        assert lowest < low < middle < high < highest
+
     def test_evidence_that_says_nothing_has_no_weight(self):
         evidence, _ = masks(60, seed=3)
         truth = list(np.random.default_rng(4).uniform(0.5, 0.95, 60))
@@ -82,6 +110,19 @@ class TestExpect:
         one = LINE.expect(Evidence(*seen))
         other = LINE.expect(Evidence(*map(max, seen, better)))
         assert all(b >= a for a, b in zip(one, other, strict=True))
+
+
+class TestBettered:
+    def test_half_of_what_changed_is_gained(self):
+        assert bettered((0.95, 0.9, 0.97), 0.98) == pytest.approx((0.96, 0.91, 0.98))
+
+    def test_nothing_changed(self):
+        assert bettered((0.95, 0.9, 0.97), 1.0) == pytest.approx((0.95, 0.9, 0.97))
+
+    @given(SHARES, SHARES)
+    def test_some_stays_missing(self, expected, agreement):
+        middle, *_ = bettered((expected, 0.0, 1.0), agreement)
+        assert expected <= middle <= 1 - LEAST * (1 - expected)
 
 
 class TestSegment:

@@ -183,6 +183,9 @@ class TestModel:
         assert one.evidence["FineWeight"] in (0.0, WEIGHT)
         assert "FineWeight" not in other.evidence
         assert one.evidence["QualityScore"] == other.evidence["QualityScore"]
+        if one.evidence["FineWeight"]:
+            assert one.evidence["NetworkAgreement"] < 1
+            assert one.expected_dice > other.expected_dice
 
     def test_a_damaged_one_is_refused(self, model, tmp_path):
         folder = self.changed(model, tmp_path / "a", checksum="0" * 64)

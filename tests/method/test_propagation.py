@@ -19,6 +19,7 @@ from singlestrip_bids.image.grid import Conformed, halved
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import load_tensors
 from singlestrip_bids.method.classes import source
+from singlestrip_bids.method.expected_dice import bettered
 from singlestrip_bids.method.propagation import (
     AGREED,
     LABEL_FILE,
@@ -107,7 +108,10 @@ class TestModel:
         )
         assert 0 <= joined.evidence["PropagatedWeight"] <= 2 / 3
         assert "PropagatedWeight" not in alone.evidence
-        assert joined.expected_dice == alone.expected_dice
+        moved = joined.evidence.get("NetworkAgreement", 1.0)
+        assert "NetworkAgreement" not in alone.evidence
+        known = (alone.expected_dice, *alone.interval)
+        assert (joined.expected_dice, *joined.interval) == bettered(known, moved)
 
     def test_another_label_than_the_card_was_written_for(self, trained, tmp_path):
         folder = Path(shutil.copytree(trained / MODEL, tmp_path / "model"))
