@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from .resampling import Array
 
 Numbers = NDArray[np.uint8]  # (X, Y, Z), a structure's number in every voxel
 Shares = NDArray[np.uint8]  # (K, X, Y, Z), what each structure has of it, in steps of 1/255
+Kind = TypeVar("Kind", bound=np.generic)
 MOST = 254  # structures
 STEPS = 255
 
@@ -80,8 +82,8 @@ def most(shares: NDArray, mask: Mask) -> Numbers:
     return numbers
 
 
-def doubled(mask: Mask) -> Mask:
-    """Repeat every voxel of a mask (X, Y, Z) along each axis: (2X, 2Y, 2Z)."""
+def doubled(mask: NDArray[Kind]) -> NDArray[Kind]:
+    """Repeat every voxel of a volume (X, Y, Z) along each axis: (2X, 2Y, 2Z)."""
     return mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
 
 

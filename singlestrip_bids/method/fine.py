@@ -19,6 +19,7 @@ NAME = "fine"
 EDGE = 1.5  # of its images, of the grid's edge, both in voxels
 MARGIN = 8  # voxels around the brain, at least
 WEIGHT = 2 / 3  # of its voice, beside those of network and label
+OF_STRUCTURES = 1 / 3  # the same where it tells structures, which the label knows better
 
 
 def edge_of(grid: Grid) -> int:
@@ -62,7 +63,7 @@ def draw(
     if shares is not None and seen.shares is not None:
         shares = finer_shares(shares, scan.data.shape)
         for old, new in zip(shares, seen.shares, strict=True):
-            old[window] = np.rint((1 - WEIGHT) * old[window] + WEIGHT * new)
+            old[window] = np.rint((1 - OF_STRUCTURES) * old[window] + OF_STRUCTURES * new)
     return replace(before, data=joined), shares, WEIGHT
 
 

@@ -24,7 +24,7 @@ from ..image.grid import Conformed, Grid, halved, restore_mask, restore_most
 from ..image.head import refuse_stripped
 from ..image.masks import Mask, dice
 from ..image.nifti import Image
-from ..image.structures import Shares, Structure, fill_gaps
+from ..image.structures import Shares, Structure, doubled, fill_gaps, most, overlaps
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
@@ -143,8 +143,15 @@ class Model:
         fine = shares.shape[1:] != conformed.data.shape
         affine = halved(conformed.affine) if fine else conformed.affine
         numbers = fill_gaps(restore_most(shares, affine, image), mask)
-        lines = zip(self.structures, seen.by_structure, strict=True)
-        expected = [line.expect(evidence) if line else None for (_, line), evidence in lines]
+        assert seen.numbers is not None
+        before, after = seen.numbers, most(shares, seen.mask)
+        before = before if before.shape == after.shape else doubled(before)
+        agreed = overlaps(before, after, len(self.structures))
+        lines = zip(self.structures, seen.by_structure, np.nan_to_num(agreed, nan=1), strict=True)
+        expected = [
+            bettered(line.expect(evidence), agreement) if line else None
+            for (_, line), evidence, agreement in lines
+        ]
         named = tuple(structure for structure, _ in self.structures)
         return Parts(named, numbers, tuple(expected), shares, affine)
 

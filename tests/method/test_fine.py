@@ -23,7 +23,7 @@ from singlestrip_bids.image.frame import Frame
 from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.machine.files import load_tensors, sha256
 from singlestrip_bids.machine.runtime import Runtime
-from singlestrip_bids.method.fine import MARGIN, WEIGHT, _window, draw, edge_of
+from singlestrip_bids.method.fine import MARGIN, OF_STRUCTURES, WEIGHT, _window, draw, edge_of
 from singlestrip_bids.method.inference import View
 from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.propagation import finer
@@ -124,7 +124,7 @@ def test_structures_are_joined_alike(size, monkeypatch):
     assert joined is not None and joined.shape == (2, *(SIZE,) * 3)
     inner = ball(8.0) > 0
     assert (joined[0][inner] >= 250).all()
-    assert np.abs(joined[1][inner].astype(int) - 255 * (1 - WEIGHT)).max() <= 3
+    assert np.abs(joined[1][inner].astype(int) - 255 * (1 - OF_STRUCTURES)).max() <= 3.5
 
 
 def test_its_images_are_half_as_large_again():
