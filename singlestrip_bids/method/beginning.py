@@ -51,6 +51,7 @@ def begin(
     LOG.info("Working grid: %d voxels of %g mm along each axis.", grid.size, grid.voxel_size)
     settings = {name: method.to_dict()[name] for name in ("size", "network", "synthesis", "seed")}
     settings |= {"voxel_size": grid.voxel_size, "version": __version__}
+    settings |= {"any_orientation": True} if method.any_orientation else {}
     key = files.fingerprint([label.checksums for label in labels], settings)
     folder = Derivatives(config.output_dir).model_dir
     work = folder / "work"

@@ -320,7 +320,8 @@ def load(folder: Path, runtime: Runtime, propagation: bool = True) -> Model:
         lengths = (float(card[name]) for name in ("voxel_size_mm", "brain_ml", "head_width"))
         voxel_size, brain_ml, head_width = lengths
         grid = Grid(voxel_size, int(method["size"]), shape.multiple)
-        frame = Frame(grid, brain_ml, head_width, bool(card.get("phantoms")), turned)
+        fitted = bool(card.get("phantoms"))
+        frame = Frame(grid, brain_ml, head_width, fitted=fitted, turned=turned)
         _check_numbers(calibration, frame)
     except _MALFORMED as error:
         raise BadData(f"{path}: not a card of this app ({error!r}); train again.") from error
