@@ -28,7 +28,8 @@ from .networks import Autoencoder, UNet
 
 FLOOR = 0.005  # what is missing to 1 is not followed below this
 RIGHTED = 0.75  # share of the voxels that label and fine network change, which become right
-LEAST = 1 / 3  # of what is missing to 1, which stays missing; and of the mean spread
+STAYS = 0.5  # share of what is missing to 1, which stays missing however much they change
+LEAST = 1 / 3  # of the mean spread
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def bettered(expected: Sequence[float], agreement: float) -> tuple[float, float,
     A voxel that becomes right is one less that is missing, on two sides.
     """
     gain = (2 * RIGHTED - 1) * (1 - agreement)
-    middle, low, high = (1 - max(1 - one - gain, LEAST * (1 - one)) for one in expected)
+    middle, low, high = (1 - max(1 - one - gain, STAYS * (1 - one)) for one in expected)
     return middle, low, high
 
 
