@@ -6,6 +6,7 @@ Text stays text, so a chart has the page's font; a dark page inverts the lightne
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito's, for all eyes
 GREY = "#57606a"
+ABREAST = 3  # curves of trainings: as many as a page is wide
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "singlestrip-bids",  # equal charts are equal files
@@ -38,10 +40,12 @@ FONT = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"  # t
 
 def curves(trainings: Mapping[str, Sequence[float]]) -> bytes:
     """Draw the losses of each training, smoothed over a fiftieth of their steps."""
+    wide = min(len(trainings), ABREAST)
+    high = math.ceil(len(trainings) / ABREAST)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(trainings), 2.4))
-        panels = figure.subplots(1, len(trainings), squeeze=False)[0]
-        for panel, (name, values) in zip(panels, trainings.items(), strict=True):
+        figure = Figure(figsize=(3.2 * wide, 2.4 * high))
+        for number, (name, values) in enumerate(trainings.items(), 1):
+            panel = figure.add_subplot(high, wide, number)
             width = max(len(values) // 50, 1)
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")
             panel.plot(np.arange(len(smooth)) + (width + 1) / 2, smooth, color=BLUE)
