@@ -7,6 +7,7 @@ look-up table; within the app by their number, 1 to K in the order of that table
 from __future__ import annotations
 
 import colorsys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -80,6 +81,17 @@ def most(shares: NDArray, mask: Mask) -> Numbers:
     numbers, within = np.zeros(mask.shape, np.uint8), shares[:, mask]
     numbers[mask] = np.where(within.max(axis=0) > 0, within.argmax(axis=0) + 1, 0)
     return numbers
+
+
+def pack_numbers(numbers: Numbers) -> bytes:
+    """Compress a volume of numbers, many of which are held at a time."""
+    return zlib.compress(numbers.tobytes(), level=1)
+
+
+def unpack_numbers(packed: bytes, shape: Sequence[int]) -> Numbers:
+    """Undo :func:`pack_numbers`."""
+    flat = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
+    return flat.reshape(shape).copy()
 
 
 def doubled(mask: NDArray[Kind]) -> NDArray[Kind]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ..errors import BadData, CannotCreate, IOFailed, NoInput
@@ -129,6 +130,11 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def bytes_tensor(packed: bytes) -> Tensor:
+    """Return bytes as a tensor of them, to be saved beside others."""
+    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:

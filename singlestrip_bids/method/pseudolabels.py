@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..bids.scans import Scan
 from ..config import WITH_PROTOTYPES
@@ -20,7 +17,7 @@ from ..errors import BadData
 from ..image.grid import Conformed
 from ..image.head import refuse_stripped
 from ..image.masks import Mask, dice, millilitres, pack, unpack
-from ..image.structures import Numbers, coarsened_numbers, most
+from ..image.structures import Numbers, coarsened_numbers, most, pack_numbers, unpack_numbers
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import as_memory_allows, check_stop
@@ -275,23 +272,13 @@ def _candidate(
     if made.propagated is not None:
         masks["propagated"] = made.propagated
     card = {"fingerprint": key, "candidate": asdict(candidate), "shape": made.mask.shape}
-    tensors = {name: _packed(mask) for name, mask in masks.items()}
+    tensors = {name: files.bytes_tensor(pack(mask)) for name, mask in masks.items()}
     for name, numbers in (("numbers", made.numbers), ("opinion", made.opinion)):
         if numbers is not None:
-            tensors[name], card["fine"] = (
-                _bytes(zlib.compress(numbers.tobytes(), level=1)),
-                numbers.shape,
-            )
+            tensors[name] = files.bytes_tensor(pack_numbers(numbers))
+            card["fine"] = numbers.shape
     files.save_tensors(path, tensors, card)
     return candidate
-
-
-def _packed(mask: Mask) -> Tensor:
-    return _bytes(pack(mask))
-
-
-def _bytes(packed: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
 def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
@@ -304,8 +291,7 @@ def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
     for key, tensor in tensors.items():
         packed = tensor.numpy().tobytes()
         if key in ("numbers", "opinion"):
-            flat = np.frombuffer(zlib.decompress(packed), dtype=np.uint8)
-            found[key] = flat.reshape(card["fine"]).copy()
+            found[key] = unpack_numbers(packed, card["fine"])
         else:
             found[key] = unpack(packed, tuple(card["shape"]))
     return found

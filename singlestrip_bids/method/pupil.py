@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..bids.label import Label
 from ..bids.scans import Scan
 from ..errors import BadData, ScanFailed
 from ..image import nifti
 from ..image.grid import HalvedGrid, conform, conform_image
-from ..image.structures import doubled, most
+from ..image.structures import doubled, most, pack_numbers, unpack_numbers
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import check_stop
@@ -111,24 +109,16 @@ def _teach(
     volumes = {"mask": np.rint(STEPS * soft).astype(np.uint8)}
     if shares is not None:
         volumes["numbers"] = most(finer_shares(shares, shape), mask)
-    tensors = {name: _packed(volume) for name, volume in volumes.items()}
+    tensors = {name: files.bytes_tensor(pack_numbers(v)) for name, v in volumes.items()}
     files.save_tensors(path, tensors, {"fingerprint": key, "shape": shape})
     return key
-
-
-def _packed(volume: NDArray[np.uint8]) -> Tensor:
-    packed = zlib.compress(volume.tobytes(), level=1)
-    return torch.frombuffer(bytearray(packed), dtype=torch.uint8)
 
 
 def _taught(trainer: Trainer, scan: Scan) -> dict[str, NDArray[np.uint8]]:
     """Read the soft mask of a scan, in 255 steps, and the numbers of its structures, if any."""
     tensors, card = files.load_tensors(_place(trainer, scan))
-    found = {}
-    for name, tensor in tensors.items():
-        flat = np.frombuffer(zlib.decompress(tensor.numpy().tobytes()), dtype=np.uint8)
-        found[name] = flat.reshape(card["shape"]).copy()
-    return found
+    shape = card["shape"]
+    return {name: unpack_numbers(t.numpy().tobytes(), shape) for name, t in tensors.items()}
 
 
 def _place(trainer: Trainer, scan: Scan) -> Path:

@@ -10,7 +10,6 @@ first is that of its abstract, the second that of its code.
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,14 @@ from torch import Tensor
 from ..bids.scans import Scan
 from ..errors import BadData
 from ..image.grid import Conformed
-from ..image.structures import STEPS, Numbers, Shares, coarsened_numbers
+from ..image.structures import (
+    STEPS,
+    Numbers,
+    Shares,
+    coarsened_numbers,
+    pack_numbers,
+    unpack_numbers,
+)
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import Runtime, as_memory_allows, check_stop, mix_seed
@@ -58,8 +64,7 @@ class Look:
 
     def every(self) -> Numbers:
         """Return what every voxel is, (X, Y, Z)."""
-        flat = np.frombuffer(zlib.decompress(self.numbers), dtype=np.uint8)
-        return flat.reshape(self.shape)
+        return unpack_numbers(self.numbers, self.shape)
 
 
 def corrector(
@@ -156,7 +161,7 @@ def _look(
     vectors, classes = _samples(features, numbers, sure, quota)
     p = seen.brain[conformed.inside].clip(1e-6, 1 - 1e-6)
     entropy = float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())
-    packed = zlib.compress(numbers.tobytes(), level=1)
+    packed = pack_numbers(numbers)
     return Look(vectors, classes, _whole(features), entropy, packed, numbers.shape)
 
 
