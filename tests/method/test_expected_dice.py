@@ -114,14 +114,23 @@ class TestExpect:
 
 class TestBettered:
     def test_half_of_what_changed_is_gained(self):
-        assert bettered((0.95, 0.9, 0.97), 0.98) == pytest.approx((0.96, 0.91, 0.98))
+        middle, low, high = bettered((0.95, 0.9, 0.97), 0.98)
+        assert middle == pytest.approx(0.96)
+        assert low == pytest.approx(0.91, abs=1e-3) and low < 0.91
+        assert high == pytest.approx(0.98, abs=1e-3) and high > 0.98
+
+    def test_what_is_all_new_is_hardly_known(self):
+        middle, low, high = bettered((0.0, 0.0, 0.0), 0.0)
+        assert middle == 0.5
+        assert high - low > 0.4
 
     def test_nothing_changed(self):
         assert bettered((0.95, 0.9, 0.97), 1.0) == pytest.approx((0.95, 0.9, 0.97))
 
     @given(SHARES, SHARES)
     def test_some_stays_missing(self, expected, agreement):
-        middle, *_ = bettered((expected, 0.0, 1.0), agreement)
+        middle, low, high = bettered((expected, 0.0, 1.0), agreement)
+        assert 0 <= low <= middle <= high <= 1
         assert expected - 1e-9 <= middle <= 1 - STAYS * (1 - expected) + 1e-9
 
 
