@@ -71,11 +71,10 @@ class TestStart:
         assert torch.allclose(moved.there, torch.ones(1, 3))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_head_is_found_however_it_lies(origin, seed):
+def test_a_head_is_found_however_it_lies(origin):
     """In another contrast, off centre, around a brain that is seen two voxels away from it."""
-    turned = Rotation.random(random_state=seed)
-    there = tuple(np.random.default_rng(seed).uniform(30, 50, 3).tolist())
+    turned = Rotation.random(random_state=0)
+    there = tuple(np.random.default_rng(0).uniform(30, 50, 3).tolist())
     head, brain = (elsewhere(v, turned, origin.centre, there) for v in (origin.image, origin.mask))
     image = (1 - head) * (head > 0.05)
     seen, brain = brain[0, 0].roll(2, 1) > 0.5, brain[0, 0] > 0.5
