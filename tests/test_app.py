@@ -125,7 +125,8 @@ def test_any_orientation(heads, tmp_path):
     image = nib.load(path)
     turned = np.rot90(np.asarray(image.dataobj), axes=(1, 2))
     nib.save(nib.Nifti1Image(np.ascontiguousarray(turned), image.affine), path)
-    assert run(bids, out, "group", "participant", "--any-orientation") == 0
+    few = ["--set", "trials=4", "fine_steps=0"]
+    assert run(bids, out, "group", "participant", "--any-orientation", *few) == 0
     card = json.loads((out / MODEL / "model.json").read_text())
     method = card["method"]
     assert method["any_orientation"] is True
