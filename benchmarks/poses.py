@@ -54,18 +54,23 @@ def write_poses(
     ------
     FileExistsError
         If the dataset or the truth exists.
+    ValueError
+        If a subject has not one scan and one mask.
     """
     truth = root.with_name(f"{root.name}-truth")
     names = [f"sub-{subject}" for subject in subjects]
     about = "Rendered heads that lie as they like.\nWritten by benchmarks/poses.py.\n"
+    masks = cohorts.with_name(f"{cohorts.name}-truth")
+    pairs = {
+        name: (_only(cohorts / name, "*.nii.gz"), _only(masks / name, "*_mask.nii.gz"))
+        for name in names
+    }
     labels = write_descriptions(
         root, truth, names, "Turned heads", "benchmarks.poses", about, "that of the label maps"
     )
     rng = np.random.default_rng(seed)
     for name in names:
-        (scan,) = (cohorts / name).rglob("*.nii.gz")
-        (mask,) = (cohorts.with_name(f"{cohorts.name}-truth") / name).rglob("*_mask.nii.gz")
-        head, truth_of = (nib.as_closest_canonical(nib.load(path)) for path in (scan, mask))
+        head, truth_of = (nib.as_closest_canonical(nib.load(path)) for path in pairs[name])
         image, brain, affine = turned(head, truth_of, field, rng)
         made = f"{name}/anat/{name}_T2w.nii.gz"
         write_image(root / made, image, affine)
@@ -74,6 +79,14 @@ def write_poses(
             write_mask(folder / stem, brain.astype(np.uint8), affine, made)
         print(f"{name}: brain of {brain.sum() * abs(np.linalg.det(affine)) / 1000:.0f} ml")
     return root
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    """Find the one file of a name in a folder."""
+    found = sorted(folder.rglob(pattern))
+    if len(found) != 1:
+        raise ValueError(f"{folder}: {len(found)} files {pattern} there, one is needed")
+    return found[0]
 
 
 def turned(

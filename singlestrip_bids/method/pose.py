@@ -56,17 +56,14 @@ def rotations(count: int) -> Tensor:
     -----
     Super-Fibonacci spirals (Alexa 2022).
     """
+    from scipy.spatial.transform import Rotation  # slow to import, and most models need none
+
     first, second = math.sqrt(2), 1.533751168755204288118041
     place = torch.arange(count, dtype=torch.float64) + 0.5
     inner, outer = (place / count).sqrt(), (1 - place / count).sqrt()
     a, b = 2 * math.pi * place / first, 2 * math.pi * place / second
-    x, y, z, w = inner * a.sin(), inner * a.cos(), outer * b.sin(), outer * b.cos()
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2).float()
+    quaternions = torch.stack([inner * a.sin(), inner * a.cos(), outer * b.sin(), outer * b.cos()])
+    return torch.from_numpy(Rotation.from_quat(quaternions.T.numpy()).as_matrix()).float()
 
 
 ORIENTATIONS = 12  # in which the autoencoder sees a brain

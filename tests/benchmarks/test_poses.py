@@ -59,4 +59,7 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "out-truth").rglob("*_mask.nii.gz"))) == 2
     assert main(call) == 1
     assert "exists" in capsys.readouterr().err
+    assert main([call[0], str(tmp_path / "other"), "A01", "A09"]) == 1
+    assert "sub-A09: 0 files" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
     assert WHOLE.thickness == 1 < STACKS.thickness
