@@ -9,6 +9,7 @@ are compared with the true Dice on the model's grid, and RESULTS.json and RESULT
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from benchmarks.parts import prototypes_of
 from benchmarks.record import facts, line, write
@@ -30,17 +32,21 @@ from singlestrip_bids import load_model
 from singlestrip_bids.bids.derivatives import Derivatives
 from singlestrip_bids.bids.scans import Scan, find_scans
 from singlestrip_bids.config import ALL_MODALITIES
+from singlestrip_bids.errors import ScanFailed
 from singlestrip_bids.image import nifti
 from singlestrip_bids.image.grid import Conformed, conform
 from singlestrip_bids.image.masks import Mask, dice, millilitres
+from singlestrip_bids.image.nifti import Image
 from singlestrip_bids.machine import files
 from singlestrip_bids.method.expected_dice import Evidence, Segmentation, line_through, segment
 from singlestrip_bids.method.guard import LABEL
 from singlestrip_bids.method.inference import mask_from, predict
 from singlestrip_bids.method.model import Model
+from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.prototypes import Prototypes
 
 GOOD = 0.9  # Dice
+WRITTEN = "_written"  # ending of what is said of these masks
 COPIES, SCALING, ROTATION = 10, 0.2, 30.0  # of TTA (SingleStrip); rotation in degrees
 
 JUDGES = {
@@ -51,6 +57,7 @@ JUDGES = {
     "strong": "the same with strongly remapped ones",
     "expected": "expected Dice, from the autoencoder and both kinds of copies",
     "tta": "median Dice of ten turned, scaled copies with their median, as published",
+    "written": "expected Dice of what is written, with label and fine network; of its own Dice",
     "features": "Dice with the mask by prototypes of the label in the features of an encoder",
     "volume": "volume against the label's, the smaller over the larger",
     "roundness": "surface of a ball of this volume over the mask's surface",
@@ -74,7 +81,8 @@ def judge(trained: Model, dataset: Path, subjects: Sequence[str] = ()) -> list[d
     -------
     list of dict
         One for each scan: ``label``, ``scan``, ``dice``, ``dice_mirror`` (of the mask of the image
-        and its mirror image together), ``low``, ``high`` and every judgement.
+        and its mirror image together), ``low``, ``high`` and every judgement. Where a mask is
+        written, ``dice_written`` is its Dice, ``low_written`` and ``high_written`` its interval.
     """
     label = trained.card["label"][0]["scan"]
     rows, known = [], prototypes_of(trained) if trained.labels else None
@@ -99,6 +107,27 @@ def calibrate(trained: Model, rows: Sequence[dict[str, Any]]) -> None:
 
 def _score_alone(seen: Mapping[str, Any]) -> Evidence:
     return Evidence(float(seen["score"]), 0.0, 0.0)  # the same for all: it tells nothing
+
+
+class Swollen(UNet):
+    """A network whose masks are too large by so many voxels on every side."""
+
+    def __init__(self, network: UNet, voxels: float) -> None:
+        super().__init__(network.config)
+        self.network, self.voxels = network, voxels
+
+    def forward(self, image: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
+        """Logits (B, 1, X, Y, Z), nearly the largest around."""
+        logits, reach = self.network(image, numbers), math.ceil(self.voxels)
+        grown = F.max_pool3d(logits, 2 * reach + 1, 1, reach)
+        return torch.lerp(logits, grown, self.voxels / reach)
+
+
+def swollen(trained: Model, millimetres: float) -> Model:
+    """Change a model's networks to ones that draw too much, all alike."""
+    voxels = millimetres / trained.frame.grid.voxel_size
+    fine = trained.fine and Swollen(trained.fine, 2 * voxels)
+    return replace(trained, network=Swollen(trained.network, voxels), fine=fine)
 
 
 def _row(trained: Model, known: Prototypes | None, scan: Scan, path: Path) -> dict[str, Any]:
@@ -128,6 +157,22 @@ def _row(trained: Model, known: Prototypes | None, scan: Scan, path: Path) -> di
         "volume": min(share, 1 / share) if share else 0.0,
         "roundness": _roundness(seen.mask),
         "whole": _whole(seen),
+        **_written(trained, image, conformed, path),
+    }
+
+
+def _written(trained: Model, image: Image, conformed: Conformed, path: Path) -> dict[str, float]:
+    """Judge the mask that the app writes, on the scan's own grid; nothing if it writes none."""
+    try:
+        brain = trained.find(image, conformed)
+    except ScanFailed:
+        return {}
+    low, high = brain.interval
+    return {
+        "written": brain.expected_dice,
+        f"dice{WRITTEN}": dice(brain.voxels, nifti.load_mask(path, image)),
+        f"low{WRITTEN}": low,
+        f"high{WRITTEN}": high,
     }
 
 
@@ -158,11 +203,11 @@ def _tta(trained: Model, conformed: Conformed) -> float:
     return float(np.median([dice(median, mask) for mask in masks])) if median.any() else 0.0
 
 
-def _rotation(angles: NDArray[np.float64]) -> torch.Tensor:
+def _rotation(angles: NDArray[np.float64]) -> Tensor:
     return torch.as_tensor(Rotation.from_euler("xyz", angles).as_matrix(), dtype=torch.float32)
 
 
-def _turned(volume_: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+def _turned(volume_: Tensor, turn: Tensor) -> Tensor:
     theta = torch.cat([turn, turn.new_zeros(3, 1)], dim=1)[None]
     where = F.affine_grid(theta, list(volume_.shape), align_corners=False)
     return F.grid_sample(volume_, where, align_corners=False)
@@ -190,8 +235,9 @@ def compare(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | N
         half among the half that is judged better) and ``auroc`` for a Dice of less than 0.9;
         None where all masks are alike.
     """
-    truth = np.array([row["dice"] for row in rows])
-    said = np.array([row[name] for row in rows])
+    rows = [row for row in rows if name in row]
+    key = f"dice{WRITTEN}" if name == "written" else "dice"
+    truth, said = (np.array([row[one] for row in rows]) for one in (key, name))
     alike = np.ptp(said) == 0 or np.ptp(truth) == 0
     bad, half = truth < GOOD, len(truth) // 2
     best = set(np.argsort(-truth, kind="stable")[:half])
@@ -217,19 +263,30 @@ def table(results: Mapping[str, Any]) -> str:
         means = [_mean([one[name] for one in each]) for name in names]
         cells = ["-" if mean is None else f"{mean:.3f}" for mean in means]
         lines.append(line([judge_name, *cells]))
-    held = [row["low"] <= row["dice"] <= row["high"] for row in rows]
-    dices = [row["dice"] for row in rows]
+    lines += ["", f"Means over {len(folds)} labels. Masks:", ""]
+    lines += [_intervals(rows, *which) for which in (("of the network", ""), ("written", WRITTEN))]
     lines += [
-        "",
-        f"Means over {len(folds)} labels; {len(rows)} masks, Dice {min(dices):.3f} to "
-        f"{max(dices):.3f}, {sum(value < GOOD for value in dices)} of them below {GOOD}. "
-        f"{statistics.mean(held):.0%} lie within their interval.",
         "",
         *(f"- {name}: {text}" for name, text in JUDGES.items() if name in rows[0]),
         "",
         f"{results['date']}, commit {results['commit']}, {results['hardware']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]], what: str, ending: str) -> str:
+    """Say how good masks are, and how many lie within their intervals."""
+    keys = [f"{key}{ending}" for key in ("dice", "low", "high")]
+    found = np.array([[row[key] for key in keys] for row in rows if keys[0] in row])
+    if not found.size:
+        return f"- {what}: none"
+    truth, low, high = found.T
+    held = (low <= truth) & (truth <= high)
+    return (
+        f"- {what}: {len(truth)}, Dice {truth.min():.3f} to {truth.max():.3f}, "
+        f"{(truth < GOOD).sum()} of them below {GOOD}; {held.mean():.0%} lie within their "
+        f"interval, whose median width is {np.median(high - low):.3f}"
+    )
 
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -248,10 +305,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
     parser.add_argument("--subjects", nargs="+", default=[], help="of DATASET, only these")
+    parser.add_argument("--swollen-mm", type=float, help="judge networks that draw too much")
     args = parser.parse_args(argv)
     results = {**facts(), "rows": list[dict[str, Any]]()}
     for folder in args.models:
         trained = load_model(folder)
+        if args.swollen_mm:
+            trained = swollen(trained, args.swollen_mm)
         rows = judge(trained, args.dataset, args.subjects)
         calibrate(trained, rows)
         results["rows"] += rows

@@ -4,18 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.qc import JUDGES, compare, main, table
+from benchmarks.qc import JUDGES, Swollen, compare, main, table
 from singlestrip_bids import cli
+from singlestrip_bids.config import NetworkConfig
 from singlestrip_bids.demo import write_dataset
+from singlestrip_bids.method.networks import UNet
 
+BOUNDS = {"low": 0.6, "high": 1.0, "low_written": 0.65, "high_written": 0.95}
 DICE = [0.5, 0.7, 0.92, 0.95, 0.97]
 
 
 def rows(said: list[float], label: str = "sub-01") -> list[dict]:
     judged = [dict.fromkeys(JUDGES, value) for value in said]
     return [
-        {"label": label, "dice": truth, "low": 0.6, "high": 1.0, **each}
+        {"label": label, **dict.fromkeys(("dice", "dice_written"), truth), **BOUNDS, **each}
         for truth, each in zip(DICE, judged, strict=True)
     ]
 
@@ -51,7 +55,20 @@ def test_table_is_the_mean_over_folds():
     text = table(facts)
     pearson = (1 + np.corrcoef(DICE, DICE[::-1])[0, 1]) / 2
     assert f"| expected | {pearson:.3f} | 0.000 | 0.144 | 0.500 | 0.500 |" in text
-    assert "2 labels; 10 masks, Dice 0.500 to 0.970, 4 of them below 0.9. 80% lie" in text
+    assert f"| written | {pearson:.3f} | 0.000 | 0.144 | 0.500 | 0.500 |" in text
+    good = "10, Dice 0.500 to 0.970, 4 of them below 0.9"
+    assert f"of the network: {good}; 80% lie within" in text
+    assert f"written: {good}; 60% lie within their interval, whose median width is 0.300" in text
+
+
+@torch.inference_mode()
+def test_a_swollen_network_draws_so_many_voxels_more():
+    network = UNet(NetworkConfig(features=(4, 8)))
+    image = torch.rand(1, 1, 8, 8, 8)
+    logits = network(image)
+    whole, half = (Swollen(network, voxels)(image) for voxels in (1, 0.5))
+    torch.testing.assert_close(whole[0, 0, 3, 3, 3], logits[0, 0, 2:5, 2:5, 2:5].max())
+    torch.testing.assert_close(half, (logits + whole) / 2)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +85,8 @@ def test_judges_all_scans_but_the_label(heads, tmp_path, capsys):
     found = json.loads((tmp_path / "qc.json").read_text())["rows"]
     assert [row["scan"].split("/")[0] for row in found] == ["sub-02", "sub-03"]
     for row in found:
-        assert all(0 <= row[name] <= 1 for name in (*JUDGES, "dice", "low", "high"))
+        assert all(0 <= row[name] <= 1 for name in (*JUDGES, "dice", *BOUNDS))
         assert row["low"] < row["high"]
+        assert row["low_written"] < row["high_written"]
         assert np.isfinite(row["tta"])
     assert (tmp_path / "qc.md").read_text() in capsys.readouterr().out
