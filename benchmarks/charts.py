@@ -110,7 +110,7 @@ def species(results: Path) -> Figure:
 
 def cohorts(results: Path) -> Figure:
     """Draw the arms on the rendered cohorts, a point for each fold."""
-    found = read(results, "rendered-short")
+    found = read(results, "rendered-paper")
     arms = [arm for arm in found["config"]["arms"] if any(r["arm"] == arm for r in found["rows"])]
     groups = sorted(
         {(r["cohort"], r["role"]) for r in found["rows"]}, key=lambda g: (g[0], g[1] != "pool")
@@ -158,6 +158,30 @@ def judgements(results: Path) -> Figure:
     return figure
 
 
+def budget(results: Path) -> Figure:
+    """Draw what more minutes buy, beside tools that train nothing."""
+    names = ("ageing-ten-minutes", "ageing-fine", "ageing-thirty-minutes")
+    runs = [[r for r in read(results, name)["rows"] if r["arm"] == "SSL"] for name in names]
+    tools = {"ants-2mm": ("ANTs", "--"), "deepbet": ("deepbet", ":")}
+    others = read(results, "ageing")["rows"]
+    figure, axes = _figure(6.4, 2.8)
+    for (colour, marker), contrast in zip(STYLES, ("T1w", "FLAIR"), strict=False):
+        means = [_mean(rows, contrast) for rows in runs]
+        minutes = [rows[0]["minutes"] for rows in runs]
+        axes.plot(minutes, means, marker=marker, color=colour, label=contrast)
+        for tool, (name, dashes) in tools.items():
+            level = _mean([row for row in others if row["arm"] == tool], contrast)
+            label = f"{contrast}, {name}"
+            axes.axhline(level, color=colour, linestyle=dashes, linewidth=0.9, label=label)
+    axes.set(xlabel="minutes, training and masking 24 scans", ylabel="mean Dice", xlim=(0, None))
+    _legend(axes)
+    return figure
+
+
+def _mean(rows: Rows, contrast: str) -> float:
+    return statistics.mean(row["dice"] for row in rows if row["contrast"] == contrast)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
@@ -198,6 +222,7 @@ def _legend(axes: Axes, place: str | None = None) -> None:
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     "ageing": ageing,
+    "budget": budget,
     "heads": heads,
     "species": species,
     "cohorts": cohorts,

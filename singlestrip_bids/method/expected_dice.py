@@ -29,8 +29,9 @@ from .networks import Autoencoder, UNet
 FLOOR = 0.005  # what is missing to 1 is not followed below this
 RIGHTED = 0.75  # share of the voxels that label and fine network change, which become right
 GIVE = 0.12  # by which that share is other in nine of ten scans, at most
-STAYS = 0.5  # share of what is missing to 1, which stays missing however much they change
-LEAST = 1 / 3  # of the mean spread
+STAYS = 0.75  # share of what is missing to 1, which stays missing however much they change
+OF_STRUCTURES = 0.5  # the same of structures, which the label knows better than the network
+LEAST = 0.5  # of the mean spread: heads differ from each other however good their masks are
 
 
 @dataclass(frozen=True)
@@ -110,15 +111,17 @@ def _growth(line: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
     return max(float(np.polyfit(line, sizes / sizes.mean(), 1)[0]), 0.0)
 
 
-def bettered(expected: Sequence[float], agreement: float) -> tuple[float, float, float]:
+def bettered(
+    expected: Sequence[float], agreement: float, stays: float = STAYS
+) -> tuple[float, float, float]:
     """Say what can be expected of a network's mask once label and fine network have changed it.
 
     ``expected`` are a Dice and the ends of its interval, ``agreement`` is the Dice of both masks.
-    A voxel that becomes right is one less that is missing, on two sides. That it is so for more or
-    fewer of them widens the interval.
+    A voxel that becomes right is one less that is missing, on two sides; a share of what is
+    missing ``stays`` so. That it is so for more or fewer of them widens the interval.
     """
     before, low, high = expected
-    gain = min((2 * RIGHTED - 1) * (1 - agreement), (1 - STAYS) * (1 - before))
+    gain = min((2 * RIGHTED - 1) * (1 - agreement), (1 - stays) * (1 - before))
     middle, unsure = before + gain, 2 * GIVE * (1 - agreement)
     low = middle - math.hypot(before - low, unsure)
     high = middle + math.hypot(high - before, unsure)

@@ -13,6 +13,7 @@ from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.expected_dice import (
     FLOOR,
+    OF_STRUCTURES,
     STAYS,
     Calibration,
     Evidence,
@@ -114,24 +115,24 @@ class TestExpect:
 
 class TestBettered:
     def test_half_of_what_changed_is_gained(self):
-        middle, low, high = bettered((0.95, 0.9, 0.97), 0.98)
-        assert middle == pytest.approx(0.96)
-        assert low == pytest.approx(0.91, abs=1e-3) and low < 0.91
-        assert high == pytest.approx(0.98, abs=1e-3) and high > 0.98
+        middle, low, high = bettered((0.9, 0.85, 0.92), 0.98)
+        assert middle == pytest.approx(0.91)
+        assert low == pytest.approx(0.86, abs=1e-3) and low < 0.86
+        assert high == pytest.approx(0.93, abs=1e-3) and high > 0.93
 
     def test_what_is_all_new_is_hardly_known(self):
         middle, low, high = bettered((0.0, 0.0, 0.0), 0.0)
-        assert middle == 0.5
+        assert middle == 1 - STAYS
         assert high - low > 0.4
 
     def test_nothing_changed(self):
         assert bettered((0.95, 0.9, 0.97), 1.0) == pytest.approx((0.95, 0.9, 0.97))
 
-    @given(SHARES, SHARES)
-    def test_some_stays_missing(self, expected, agreement):
-        middle, low, high = bettered((expected, 0.0, 1.0), agreement)
+    @given(SHARES, SHARES, st.sampled_from([STAYS, OF_STRUCTURES]))
+    def test_some_stays_missing(self, expected, agreement, stays):
+        middle, low, high = bettered((expected, 0.0, 1.0), agreement, stays)
         assert 0 <= low <= middle <= high <= 1
-        assert expected - 1e-9 <= middle <= 1 - STAYS * (1 - expected) + 1e-9
+        assert expected - 1e-9 <= middle <= 1 - stays * (1 - expected) + 1e-9
 
 
 class TestSegment:
