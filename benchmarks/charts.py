@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 Rows = list[dict[str, Any]]
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-SKY = "#56B4E9"
+SKY, AMBER, BLACK = "#56B4E9", "#E69F00", "#000000"
 UNDERCUT = "sub-21"  # of the real heads: its references leave out part of the brain
-STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (SKY, "P"))
+STYLES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PINK, "D"), (GREY, "v"), (SKY, "P"),
+          (AMBER, "X"), (BLACK, "*"))  # fmt: skip
 
 
 def read(results: Path, name: str) -> dict[str, Any]:
@@ -109,29 +110,20 @@ def species(results: Path) -> Figure:
 
 
 def cohorts(results: Path) -> Figure:
-    """Draw the arms on the rendered cohorts, a point for each fold."""
+    """Draw the paper's arms on the rendered cohorts, a point for each scan."""
     found = read(results, "rendered-paper")
     arms = [arm for arm in found["config"]["arms"] if any(r["arm"] == arm for r in found["rows"])]
-    groups = sorted(
-        {(r["cohort"], r["role"]) for r in found["rows"]}, key=lambda g: (g[0], g[1] != "pool")
-    )
-    figure, axes = _figure(8, 3.6)
+    groups = sorted({row["cohort"] for row in found["rows"]})
+    figure, axes = _figure(8, 4.4)
     for place, arm in enumerate(arms):
         rows = [row for row in found["rows"] if row["arm"] == arm]
-        _strip(axes, [_by_fold(rows, group) for group in groups], place, len(arms), arm)
-    axes.set_yticks(range(len(groups)), [f"{cohort}, {role}" for cohort, role in groups])
+        _strip(axes, [[r["dice"] or 0.0 for r in rows if r["cohort"] == g] for g in groups],
+               place, len(arms), arm)  # fmt: skip
+    axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
-    axes.set_xlabel("mean Dice of a fold (another label each); the bar is the mean of the folds")
+    axes.set_xlabel("Dice of the network's mask; the bar is the mean")
     _legend(axes)
     return figure
-
-
-def _by_fold(rows: Rows, group: tuple[str, str]) -> list[float]:
-    folds: dict[str, list[float]] = {}
-    for row in rows:
-        if (row["cohort"], row["role"]) == group:
-            folds.setdefault(row["label"], []).append(row["dice"] or 0.0)
-    return [statistics.mean(fold) for fold in folds.values()]
 
 
 def judgements(results: Path) -> Figure:
