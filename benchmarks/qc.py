@@ -32,7 +32,7 @@ from singlestrip_bids import load_model
 from singlestrip_bids.bids.derivatives import Derivatives
 from singlestrip_bids.bids.scans import Scan, find_scans
 from singlestrip_bids.config import ALL_MODALITIES
-from singlestrip_bids.errors import ScanFailed
+from singlestrip_bids.errors import SingleStripError
 from singlestrip_bids.image import nifti
 from singlestrip_bids.image.grid import Conformed, conform
 from singlestrip_bids.image.masks import Mask, dice, millilitres
@@ -165,7 +165,7 @@ def _written(trained: Model, image: Image, conformed: Conformed, path: Path) -> 
     """Judge the mask that the app writes, on the scan's own grid; nothing if it writes none."""
     try:
         brain = trained.find(image, conformed)
-    except ScanFailed:
+    except SingleStripError:  # refused, or no brain
         return {}
     low, high = brain.interval
     return {

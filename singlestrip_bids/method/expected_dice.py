@@ -27,10 +27,11 @@ from .inference import compare
 from .networks import Autoencoder, UNet
 
 FLOOR = 0.005  # what is missing to 1 is not followed below this
-RIGHTED = 0.75  # share of the voxels that label and fine network change, which become right
+STAYS = 0.75  # share of what a network's mask lacks that is still missing in what is written
+CHANGED = 1.2  # what is missing there, as a share of what label and fine network have changed
+UNSURE = 0.25  # how far it may be from both, in the logarithm
+RIGHTED = 0.75  # share of the voxels of a structure that are changed, which become right
 GIVE = 0.12  # by which that share is other in nine of ten scans, at most
-STAYS = 0.75  # share of what is missing to 1, which stays missing however much they change
-OF_STRUCTURES = 0.5  # the same of structures, which the label knows better than the network
 LEAST = 0.5  # of the mean spread: heads differ from each other however good their masks are
 
 
@@ -111,17 +112,28 @@ def _growth(line: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
     return max(float(np.polyfit(line, sizes / sizes.mean(), 1)[0]), 0.0)
 
 
-def bettered(
-    expected: Sequence[float], agreement: float, stays: float = STAYS
-) -> tuple[float, float, float]:
+def bettered(expected: Sequence[float], agreement: float) -> tuple[float, float, float]:
     """Say what can be expected of a network's mask once label and fine network have changed it.
 
     ``expected`` are a Dice and the ends of its interval, ``agreement`` is the Dice of both masks.
-    A voxel that becomes right is one less that is missing, on two sides; a share of what is
-    missing ``stays`` so. That it is so for more or fewer of them widens the interval.
+    Some of what the network's mask lacks comes right; and where much is changed the voices differ,
+    so that the scan is a hard one. What is missing is the geometric mean of what both tell.
+    """
+    line, worse, better = (STAYS * (1 - value) + FLOOR for value in expected)
+    missing = math.sqrt(line * (CHANGED * (1 - agreement) + FLOOR))
+    down, up = (math.hypot(math.log(end / line), UNSURE) for end in (worse, better))
+    middle, low, high = (1 + FLOOR - missing * math.exp(shift) for shift in (0.0, down, -up))
+    return min(max(middle, 0.0), 1.0), max(low, 0.0), min(high, 1.0)
+
+
+def bettered_structure(expected: Sequence[float], agreement: float) -> tuple[float, float, float]:
+    """Say the same of a structure, of which the label knows more than the network.
+
+    Most of what is changed becomes right, up to half of what is missing. A voxel that does is one
+    less that is missing, on two sides.
     """
     before, low, high = expected
-    gain = min((2 * RIGHTED - 1) * (1 - agreement), (1 - stays) * (1 - before))
+    gain = min((2 * RIGHTED - 1) * (1 - agreement), (1 - before) / 2)
     middle, unsure = before + gain, 2 * GIVE * (1 - agreement)
     low = middle - math.hypot(before - low, unsure)
     high = middle + math.hypot(high - before, unsure)

@@ -28,7 +28,7 @@ from ..image.structures import Shares, Structure, doubled, fill_gaps, most, over
 from ..machine.files import load_tensors, read_json, sha256, write_json
 from ..machine.runtime import Runtime
 from .classes import Source
-from .expected_dice import OF_STRUCTURES, Calibration, Segmentation, bettered, segment
+from .expected_dice import Calibration, Segmentation, bettered, bettered_structure, segment
 from .fine import draw, edge_of
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
@@ -149,7 +149,7 @@ class Model:
         agreed = overlaps(before, after, len(self.structures))
         lines = zip(self.structures, seen.by_structure, np.nan_to_num(agreed, nan=1), strict=True)
         expected = [
-            bettered(line.expect(evidence), agreement, OF_STRUCTURES) if line else None
+            bettered_structure(line.expect(evidence), agreement) if line else None
             for (_, line), evidence, agreement in lines
         ]
         named = tuple(structure for structure, _ in self.structures)

@@ -13,11 +13,10 @@ from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.expected_dice import (
     FLOOR,
-    OF_STRUCTURES,
-    STAYS,
     Calibration,
     Evidence,
     bettered,
+    bettered_structure,
     line_through,
     segment,
 )
@@ -114,25 +113,43 @@ class TestExpect:
 
 
 class TestBettered:
+    def test_some_of_what_is_missing_comes_right(self):
+        middle, low, high = bettered((0.96, 0.92, 0.98), 0.975)
+        assert middle == pytest.approx(0.97, abs=1e-6)
+        assert low < 0.94 and high > 0.984
+
+    def test_where_more_changed_less_is_expected(self):
+        found = [bettered((0.95, 0.9, 0.97), agreement)[0] for agreement in (0.99, 0.97, 0.9)]
+        assert found == sorted(found, reverse=True)
+        assert found[0] > 0.95 > found[2]
+
+    def test_what_is_all_new_is_hardly_known(self):
+        middle, low, high = bettered((0.0, 0.0, 0.0), 0.0)
+        assert low == 0 < middle < 0.2 < high
+
+    @given(SHARES, SHARES, SHARES)
+    def test_is_a_dice_within_its_interval(self, expected, wide, agreement):
+        ends = expected * (1 - wide), expected + wide * (1 - expected)
+        middle, low, high = bettered((expected, *ends), agreement)
+        assert 0 <= low <= middle <= high <= 1
+
+
+class TestBetteredStructure:
     def test_half_of_what_changed_is_gained(self):
-        middle, low, high = bettered((0.9, 0.85, 0.92), 0.98)
+        middle, low, high = bettered_structure((0.9, 0.85, 0.92), 0.98)
         assert middle == pytest.approx(0.91)
         assert low == pytest.approx(0.86, abs=1e-3) and low < 0.86
         assert high == pytest.approx(0.93, abs=1e-3) and high > 0.93
 
-    def test_what_is_all_new_is_hardly_known(self):
-        middle, low, high = bettered((0.0, 0.0, 0.0), 0.0)
-        assert middle == 1 - STAYS
-        assert high - low > 0.4
-
     def test_nothing_changed(self):
-        assert bettered((0.95, 0.9, 0.97), 1.0) == pytest.approx((0.95, 0.9, 0.97))
+        known = 0.95, 0.9, 0.97
+        assert bettered_structure(known, 1.0) == pytest.approx(known)
 
-    @given(SHARES, SHARES, st.sampled_from([STAYS, OF_STRUCTURES]))
-    def test_some_stays_missing(self, expected, agreement, stays):
-        middle, low, high = bettered((expected, 0.0, 1.0), agreement, stays)
+    @given(SHARES, SHARES)
+    def test_half_stays_missing(self, expected, agreement):
+        middle, low, high = bettered_structure((expected, 0.0, 1.0), agreement)
         assert 0 <= low <= middle <= high <= 1
-        assert expected - 1e-9 <= middle <= 1 - stays * (1 - expected) + 1e-9
+        assert expected - 1e-9 <= middle <= (1 + expected) / 2 + 1e-9
 
 
 class TestSegment:
