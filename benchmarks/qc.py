@@ -9,7 +9,6 @@ are compared with the true Dice on the model's grid, and RESULTS.json and RESULT
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,6 @@ from singlestrip_bids.method.expected_dice import Evidence, Segmentation, line_t
 from singlestrip_bids.method.guard import LABEL
 from singlestrip_bids.method.inference import mask_from, predict
 from singlestrip_bids.method.model import Model
-from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.prototypes import Prototypes
 
 GOOD = 0.9  # Dice
@@ -109,25 +107,12 @@ def _score_alone(seen: Mapping[str, Any]) -> Evidence:
     return Evidence(float(seen["score"]), 0.0, 0.0)  # the same for all: it tells nothing
 
 
-class Swollen(UNet):
-    """A network whose masks are too large by so many voxels on every side."""
-
-    def __init__(self, network: UNet, voxels: float) -> None:
-        super().__init__(network.config)
-        self.network, self.voxels = network, voxels
-
-    def forward(self, image: Tensor, numbers: Sequence[int] | None = None) -> Tensor:
-        """Logits (B, 1, X, Y, Z), nearly the largest around."""
-        logits, reach = self.network(image, numbers), math.ceil(self.voxels)
-        grown = F.max_pool3d(logits, 2 * reach + 1, 1, reach)
-        return torch.lerp(logits, grown, self.voxels / reach)
-
-
-def swollen(trained: Model, millimetres: float) -> Model:
-    """Change a model's networks to ones that draw too much, all alike."""
-    voxels = millimetres / trained.frame.grid.voxel_size
-    fine = trained.fine and Swollen(trained.fine, 2 * voxels)
-    return replace(trained, network=Swollen(trained.network, voxels), fine=fine)
+def swell(trained: Model, logits: float) -> None:
+    """Make a model's networks draw too much, all alike, by raising their logits in place."""
+    for network in (trained.network, trained.fine):
+        if network and network.head.bias is not None:
+            with torch.no_grad():
+                network.head.bias += logits
 
 
 def _row(trained: Model, known: Prototypes | None, scan: Scan, path: Path) -> dict[str, Any]:
@@ -305,13 +290,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL")
     parser.add_argument("--out", type=Path, required=True, help="results, without an ending")
     parser.add_argument("--subjects", nargs="+", default=[], help="of DATASET, only these")
-    parser.add_argument("--swollen-mm", type=float, help="judge networks that draw too much")
+    parser.add_argument("--swell", type=float, default=0.0, help="added to the networks' logits")
     args = parser.parse_args(argv)
     results = {**facts(), "rows": list[dict[str, Any]]()}
     for folder in args.models:
         trained = load_model(folder)
-        if args.swollen_mm:
-            trained = swollen(trained, args.swollen_mm)
+        swell(trained, args.swell)
         rows = judge(trained, args.dataset, args.subjects)
         calibrate(trained, rows)
         results["rows"] += rows
