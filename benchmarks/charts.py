@@ -93,22 +93,6 @@ def _group(row: dict[str, Any]) -> str:
     return UNDERCUT if row["scan"].startswith(UNDERCUT) else row["contrast"]
 
 
-def species(results: Path) -> Figure:
-    """Draw masks of two species by a macaque's label, as seen and at the label's size."""
-    rows = read(results, "species-quick")["rows"]
-    names = list(dict.fromkeys(row["mask"].split("_desc-")[0] for row in rows))
-    figure, axes = _figure(6.4, 2.4)
-    runs = {"before": "heads seen as they are", "after": "heads seen at the label's size"}
-    for place, (run, label) in enumerate(runs.items()):
-        scores = {r["mask"].split("_desc-")[0]: r["dice"] for r in rows if r["run"] == run}
-        _strip(axes, [[scores[name]] for name in names], place, len(runs), label)
-    axes.set_yticks(range(len(names)), [name.removeprefix("sub-") for name in names])
-    axes.invert_yaxis()
-    axes.set_xlabel("Dice")
-    _legend(axes)
-    return figure
-
-
 def cohorts(results: Path) -> Figure:
     """Draw the paper's arms on the rendered cohorts, a point for each scan."""
     found = read(results, "rendered-paper")
@@ -216,7 +200,6 @@ FIGURES: dict[str, Callable[[Path], Figure]] = {
     "ageing": ageing,
     "budget": budget,
     "heads": heads,
-    "species": species,
     "cohorts": cohorts,
     "judgements": judgements,
 }
