@@ -30,6 +30,7 @@ FLOOR = 0.005  # what is missing to 1 is not followed below this
 STAYS = 0.75  # share of what a network's mask lacks that is still missing in what is written
 CHANGED = 1.2  # what is missing there, as a share of what label and fine network have changed
 UNSURE = 0.25  # how far it may be from both, in the logarithm
+FULL = 2 / 3  # votes of label and fine network from which all of this holds
 RIGHTED = 0.75  # share of the voxels of a structure that are changed, which become right
 GIVE = 0.12  # by which that share is other in nine of ten scans, at most
 LEAST = 0.5  # of the mean spread: heads differ from each other however good their masks are
@@ -112,16 +113,22 @@ def _growth(line: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
     return max(float(np.polyfit(line, sizes / sizes.mean(), 1)[0]), 0.0)
 
 
-def bettered(expected: Sequence[float], agreement: float) -> tuple[float, float, float]:
+def bettered(
+    expected: Sequence[float], agreement: float, votes: float
+) -> tuple[float, float, float]:
     """Say what can be expected of a network's mask once label and fine network have changed it.
 
-    ``expected`` are a Dice and the ends of its interval, ``agreement`` is the Dice of both masks.
-    Some of what the network's mask lacks comes right; and where much is changed the voices differ,
-    so that the scan is a hard one. What is missing is the geometric mean of what both tell.
+    ``expected`` are a Dice and the ends of its interval, ``agreement`` is the Dice of both masks,
+    ``votes`` the share of all votes, 0 to 1, that label and fine network have. Some of what the
+    network's mask lacks comes right; and where much is changed the voices differ, so that the scan
+    is a hard one. What is missing is the geometric mean of what both tell, as far as they have
+    votes.
     """
-    line, worse, better = (STAYS * (1 - value) + FLOOR for value in expected)
-    missing = math.sqrt(line * (CHANGED * (1 - agreement) + FLOOR))
-    down, up = (math.hypot(math.log(end / line), UNSURE) for end in (worse, better))
+    heard = min(votes / FULL, 1.0)
+    line, worse, better = ((1 - (1 - STAYS) * heard) * (1 - value) + FLOOR for value in expected)
+    changed = CHANGED * (1 - agreement) + FLOOR
+    missing = line ** (1 - heard / 2) * changed ** (heard / 2)
+    down, up = (math.hypot(math.log(end / line), UNSURE * heard) for end in (worse, better))
     middle, low, high = (1 + FLOOR - missing * math.exp(shift) for shift in (0.0, down, -up))
     return min(max(middle, 0.0), 1.0), max(low, 0.0), min(high, 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -116,7 +117,8 @@ class Model:
             interval[0] = max(min(interval[0], low), 0.0)
         elif any(share.values()):
             agreed = _agreement(seen.mask, conformed, found)
-            expected, *interval = bettered((expected, *interval), agreed)
+            votes = 1 - math.prod(1 - weight for weight in share.values())
+            expected, *interval = bettered((expected, *interval), agreed, votes)
             share["NetworkAgreement"] = agreed
         return Brain(
             image,

@@ -13,6 +13,7 @@ from singlestrip_bids.image.grid import Conformed
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.expected_dice import (
     FLOOR,
+    FULL,
     Calibration,
     Evidence,
     bettered,
@@ -114,23 +115,30 @@ class TestExpect:
 
 class TestBettered:
     def test_some_of_what_is_missing_comes_right(self):
-        middle, low, high = bettered((0.96, 0.92, 0.98), 0.975)
+        middle, low, high = bettered((0.96, 0.92, 0.98), 0.975, FULL)
         assert middle == pytest.approx(0.97, abs=1e-6)
         assert low < 0.94 and high > 0.984
 
     def test_where_more_changed_less_is_expected(self):
-        found = [bettered((0.95, 0.9, 0.97), agreement)[0] for agreement in (0.99, 0.97, 0.9)]
+        known = 0.95, 0.9, 0.97
+        found = [bettered(known, agreement, 0.9)[0] for agreement in (0.99, 0.97, 0.9)]
         assert found == sorted(found, reverse=True)
         assert found[0] > 0.95 > found[2]
 
+    def test_who_has_few_votes_tells_little(self):
+        known = 0.9, 0.8, 0.95
+        assert bettered(known, 1.0, 0.0) == pytest.approx(known)
+        few, many = (bettered(known, 1.0, votes)[0] for votes in (0.01, FULL))
+        assert 0.9 < few < 0.91 and many > 0.95
+
     def test_what_is_all_new_is_hardly_known(self):
-        middle, low, high = bettered((0.0, 0.0, 0.0), 0.0)
+        middle, low, high = bettered((0.0, 0.0, 0.0), 0.0, 1.0)
         assert low == 0 < middle < 0.2 < high
 
-    @given(SHARES, SHARES, SHARES)
-    def test_is_a_dice_within_its_interval(self, expected, wide, agreement):
+    @given(SHARES, SHARES, SHARES, SHARES)
+    def test_is_a_dice_within_its_interval(self, expected, wide, agreement, votes):
         ends = expected * (1 - wide), expected + wide * (1 - expected)
-        middle, low, high = bettered((expected, *ends), agreement)
+        middle, low, high = bettered((expected, *ends), agreement, votes)
         assert 0 <= low <= middle <= high <= 1
 
 

@@ -111,7 +111,9 @@ class TestModel:
         moved = joined.evidence.get("NetworkAgreement", 1.0)
         assert "NetworkAgreement" not in alone.evidence
         known = (alone.expected_dice, *alone.interval)
-        assert (joined.expected_dice, *joined.interval) == bettered(known, moved)
+        votes = joined.evidence["PropagatedWeight"]
+        found = joined.expected_dice, *joined.interval
+        assert found == pytest.approx(bettered(known, moved, votes))
 
     def test_another_label_than_the_card_was_written_for(self, trained, tmp_path):
         folder = Path(shutil.copytree(trained / MODEL, tmp_path / "model"))
