@@ -62,11 +62,7 @@ def heads(results: Path) -> Figure:
     ours = read(results, "heads")["rows"]
     others = read(results, "heads-peers")["rows"]
     scored = {row["scan"] for row in others}
-    arms = {
-        "SSL": "singlestrip-bids quick, one label",
-        "SSL: network": "its network",
-        "SSL: label": "its propagated label",
-    }
+    arms = {"SSL": "singlestrip-bids quick, one label"}
     tools = {
         "ants-2mm": "ANTs 2 mm, the same label",
         "deepbet": "deepbet, 568 labels",
