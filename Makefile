@@ -25,7 +25,7 @@ demo: install
 	$(BIN)/python -m singlestrip_bids.demo demo
 
 test: tools
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # What fMRIPrep does with our masks, by its own parts; they take minutes to install
 contract: tools

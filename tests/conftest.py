@@ -12,9 +12,7 @@ from builders import listing
 from singlestrip_bids import cli
 from singlestrip_bids.demo.dataset import write_dataset
 
-# bytes are compared: no other count of threads; one each where several run tests
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count()
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # bytes are compared: no other count
 
 
 @pytest.fixture(scope="session")
