@@ -92,9 +92,9 @@ class Frame:
             return conformed
         return conform_image(image, finer)
 
-    def conform_finer(self, image: Image) -> Conformed:
-        """Bring a scan to the model's grid in voxels half as large."""
-        grid = replace(self.grid, voxel_size=self.conform(image).voxel_size)
+    def conform_finer(self, image: Image, conformed: Conformed) -> Conformed:
+        """Bring a scan to the grid on which it is ``conformed``, in voxels half as large."""
+        grid = replace(self.grid, voxel_size=conformed.voxel_size)
         return conform_image(image, HalvedGrid(grid))
 
     def _fit(self, image: Image) -> Conformed:

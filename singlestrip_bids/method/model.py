@@ -99,7 +99,8 @@ class Model:
             said = propagate_labels(self.labels, conformed, self.runtime, seen.mask)
             found, shares, share["PropagatedWeight"] = hear(found, shares, said)
         if self.fine:
-            fine, least = self.frame.conform_finer(image), edge_of(self.frame.grid)
+            fine = self.frame.conform_finer(image, conformed)
+            least = edge_of(self.frame.grid)
             drawn = draw(self.fine, fine, found, shares, least, self.runtime)
             found, shares, share["FineWeight"] = drawn
         mask = restore_mask(found.data, found.affine, image)

@@ -128,8 +128,9 @@ def _place(trainer: Trainer, scan: Scan) -> Path:
 def _read(trainer: Trainer, scan: Scan) -> Source:
     """Read a scan, in voxels half as large, under its soft mask."""
     found, image = _taught(trainer, scan), nifti.load(scan.path)
+    fine = trainer.frame.conform_finer(image, trainer.frame.conform(image))
     mask = found["mask"].astype(np.float32) / np.float32(STEPS)
-    return trainer.source(trainer.frame.conform_finer(image), mask, found.get("numbers"))
+    return trainer.source(fine, mask, found.get("numbers"))
 
 
 def _labelled(trainer: Trainer, label: Label, origin: Source) -> Source:

@@ -88,6 +88,15 @@ def test_page_tells_the_numbers_of_the_sidecar(trained):
     assert "of the 3 other masks" in page
 
 
+def test_page_tells_how_much_label_and_fine_network_changed(out):
+    path = sidecar_of(out, "02")
+    fields = {"PropagatedWeight": 0.64, "FineWeight": 0.67, "NetworkAgreement": 0.8765}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    subject_report.write(Derivatives(out), "02")
+    page = (out / "sub-02.html").read_text()
+    assert all(shown in page for shown in ("64 %", "67 %", ".876", "first network alone"))
+
+
 CARD = {"brain_ml": 1500.0, "network": "n", "sha256": {"n": "abc"}}
 GOOD = {
     "ExpectedDice": 0.95,
