@@ -132,7 +132,8 @@ def self_train(
         if trainer.encoder and way in WITH_PROTOTYPES:
             key = fingerprint(key, trainer.encoder.key)
         if number > 1 and method.refinement != "none":
-            key, seen = fingerprint(key, method.refinement), viewer(trainer, last.network)
+            key = fingerprint(key, method.refinement, [scan.relative for scan in pool])
+            seen = viewer(trainer, last.network)
             correct = corrector(trainer, pool, sources, seen, name, key)
         guess = guesser(trainer, last.network, sources, way, correct)
         judged = fingerprint(key, asdict(method.quality))

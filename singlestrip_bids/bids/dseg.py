@@ -93,8 +93,6 @@ def structures_in(segmentations: Mapping[Path, NDArray[np.int64]]) -> list[Struc
         table = table_of(path)
         known = read_table(table) if table else {}
         there = [int(index) for index in np.unique(indices) if index]
-        if len(there) > MOST:
-            raise BadData(f"{path}: {len(there)} structures; {MOST} at most. Merge some.")
         missing = [index for index in there if index not in known]
         if table and missing:
             raise BadData(
@@ -110,4 +108,6 @@ def structures_in(segmentations: Mapping[Path, NDArray[np.int64]]) -> list[Struc
                     f"{path}: index {index} is {one.name}, in another label "
                     f"{found[index].name}. Labels of several scans have one table."
                 )
+        if len(found) > MOST:
+            raise BadData(f"{path}: {len(found)} structures by now; {MOST} at most. Merge some.")
     return [found[index] for index in sorted(found)]

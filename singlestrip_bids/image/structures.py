@@ -22,7 +22,7 @@ from .resampling import Array
 Numbers = NDArray[np.uint8]  # (X, Y, Z), a structure's number in every voxel
 Shares = NDArray[np.uint8]  # (K, X, Y, Z), what each structure has of it, in steps of 1/255
 Kind = TypeVar("Kind", bound=np.generic)
-MOST = 254  # structures
+MOST = 248  # structures, so that their intensity classes fit a byte, too
 STEPS = 255
 
 

@@ -67,11 +67,12 @@ def begin(
         refuse_stripped(label.scan.path, image, mask > 0.5)
     heads = zip(images, masks, numbers, strict=True)
     sources = [replace(trainer.source(*head), turned=method.any_orientation) for head in heads]
-    if grid.size > HALVED:
-        return trainer, sources
-    fine = [conform(mask, image.affine, HalvedGrid(grid), image.fill) for image, mask in pairs]
-    move = (torch.from_numpy(one.data).to(runtime.device)[None, None] for one in fine)
-    return trainer, [replace(one, fine=mask) for one, mask in zip(sources, move, strict=True)]
+    if grid.size <= HALVED:
+        halved = HalvedGrid(grid)
+        fine = (conform(mask, image.affine, halved, image.fill).data for image, mask in pairs)
+        both = zip(sources, map(torch.from_numpy, fine), strict=True)
+        sources = [replace(one, fine=mask[None, None]) for one, mask in both]
+    return trainer, [one.to(runtime.device) for one in sources]
 
 
 def _structures(

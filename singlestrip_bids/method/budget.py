@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..bids.scans import Scan
 from ..config import MethodConfig, TrainingConfig, scaled
@@ -24,10 +25,10 @@ from .classes import Source
 from .expected_dice import segment
 from .fine import edge_of
 from .guard import SAMPLE
-from .inference import predict
-from .losses import images_of, segmentation_loss
-from .networks import Autoencoder, Network, UNet
+from .losses import Averaged, images_of, ramped_loss, segmentation_loss
+from .networks import Autoencoder, UNet
 from .propagation import propagate_labels
+from .pseudolabels import viewer
 from .pupil import SCANS
 from .synthesis import training_batch
 from .trainer import Trainer
@@ -60,11 +61,12 @@ class Rates:
         pupils = min(scans, SCANS) if rounds and method.fine_steps else 0
         networks = 2 if rounds and method.warm_start else 1
         steps = method.training.steps + rounds * method.finetuning.steps
+        looks = rounds + (max(rounds - 1, 0) if method.refinement != "none" else 0)
         judged = networks * (method.trials * (2 if scans else 1) + sample)
         return (
             steps * self.step
             + method.quality.epochs * self.epoch
-            + rounds * scans * self.guess
+            + looks * scans * self.guess
             + registered * self.opinion
             + judged * self.copy
             + pupils * (self.guess + self.opinion * method.registers)
@@ -158,8 +160,14 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
     """Try each kind of work for a moment."""
     method, runtime, origin = trainer.method, trainer.runtime, sources[0]
     network = UNet(method.network, len(trainer.structures)).to(runtime.device)
-    loss = segmentation_loss(runtime, images_of(sources, method.size, method.synthesis))
-    step = _step(trainer, network, loss, method.training, "network")
+    draw = images_of(sources, method.size, method.synthesis)
+    if method.consistency:  # the dearer steps of later rounds stand for all
+        averaged = Averaged(network, WARM + TIMED)
+        loss = ramped_loss(runtime, draw, draw, method.consistency)
+        step = _step(trainer, averaged, loss, method.training, "network")
+    else:
+        loss = segmentation_loss(runtime, draw)
+        step = _step(trainer, network, loss, method.training, "network")
     larger = segmentation_loss(
         runtime, images_of(sources, edge_of(trainer.frame.grid), method.synthesis)
     )
@@ -181,7 +189,7 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
     return Rates(
         step,
         each * settings.steps / method.quality.epochs,
-        _seconds(lambda: predict(network, scan, runtime, method.copies)),
+        _seconds(lambda: viewer(trainer, network)(scan)),
         _seconds(lambda: propagate_labels(sources, scan, runtime)),
         _seconds(copy),
         fine,
@@ -189,16 +197,22 @@ def _rates(trainer: Trainer, sources: Sequence[Source]) -> Rates:
 
 
 def _step(
-    trainer: Trainer, network: Network, loss: Loss, settings: TrainingConfig, name: str
+    trainer: Trainer, network: nn.Module, loss: Loss, settings: TrainingConfig, name: str
 ) -> float:
     """Seconds of a training step, once the first ones are done."""
+    place = trainer.work / "pace"
 
     def some(steps: int) -> None:
         few, label = replace(settings, steps=steps), f"pace of the {name}"
-        fit(network, loss, few, trainer.runtime, trainer.work / "pace", "pace", 0, label)
+        if trainer.runtime.main:
+            place.unlink(missing_ok=True)  # another network's, or of a run that was stopped
+        trainer.runtime.gather(None)
+        fit(network, loss, few, trainer.runtime, place, label, 0, label)
 
     some(WARM)
-    return _seconds(lambda: some(TIMED)) / TIMED
+    seconds = _seconds(lambda: some(TIMED)) / TIMED
+    place.unlink(missing_ok=True)
+    return seconds
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -58,7 +58,7 @@ class Source:
 
 def source(classes: Tensor, image: Tensor, mask: Tensor) -> Source:
     """Bundle (X, Y, Z) tensors on one grid into a :class:`Source`."""
-    points = mask.nonzero().to(torch.float32)
+    points = (mask > 0.5).nonzero().float()
     return Source(
         classes[None, None].float(), image[None, None], mask[None, None].float(), points.mean(0)
     )

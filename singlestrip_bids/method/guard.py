@@ -37,7 +37,7 @@ from .expected_dice import Calibration, Evidence, Segmentation, line_through, se
 from .inference import mask_from
 from .networks import Autoencoder
 from .propagation import LABEL_FILE, coarsened, keep, propagate_labels
-from .pseudolabels import masks_of, spread
+from .pseudolabels import masks_of, spread, viewer
 from .synthesis import training_batch
 from .trainer import Trained, Trainer, round_name
 
@@ -242,11 +242,11 @@ def complete(
     network, or one; ``fine`` is a pupil of the last, and goes if that is refused; ``facts`` say
     what the model is learnt from.
     """
-    folder = trainer.folder
+    folder, structures = trainer.folder, [asdict(one) for one in trainer.structures]
     names = ["autoencoder", *(one.name for one in candidates), *([fine.name] if fine else [])]
     made = [folder / f"{name}.safetensors" for name in names]
     made += [scan.path for scan in sample_of(pool)]
-    key = files.fingerprint(facts, __version__, [_checksum(path) for path in made])
+    key = files.fingerprint(facts, __version__, structures, [_checksum(path) for path in made])
     if model.made_of(folder) == key:
         model.confirm(folder)
         LOG.info("Model: %s, finished before.", folder)
@@ -300,7 +300,7 @@ def choose(
 ) -> Verdict:
     """Choose between the first and the last network; parameters as of `complete`."""
     drawn, several = sample_of(pool), len(candidates) > 1
-    opinions, failed = _second_opinions(trainer, drawn, sources, ranked=several)
+    opinions, failed = _second_opinions(trainer, drawn, sources, candidates)
     sample = [scan for scan in drawn if scan.relative not in failed]
     others = [
         Head(scan.relative, partial(_under_label, trainer, scan, said))
@@ -403,13 +403,17 @@ class _Trial:
 
 
 def _second_opinions(
-    trainer: Trainer, sample: Sequence[Scan], sources: Sequence[Source], ranked: bool
+    trainer: Trainer,
+    sample: Sequence[Scan],
+    sources: Sequence[Source],
+    candidates: Sequence[Trained],
 ) -> tuple[list[_Second], dict[str, str]]:
     """Propagate the label to each scan, unless that was done to rank it.
 
     Return also which scans have none, and why.
     """
-    opinions, failed = [], {}
+    opinions, failed, ranked = [], {}, len(candidates) > 1
+    look = viewer(trainer, candidates[-1].network)
     with Progress("second opinions", len(sample)) as progress:
         for scan in sample:
             check_stop()
@@ -418,7 +422,8 @@ def _second_opinions(
             try:
                 if propagated is None:
                     conformed = trainer.conform(scan)
-                    made = propagate_labels(sources, conformed, trainer.runtime)
+                    seen = look(conformed).mask if trainer.frame.turned else None
+                    made = propagate_labels(sources, conformed, trainer.runtime, seen)
                     propagated = mask_from(coarsened(made.mask, conformed))
                     numbers = None if made.shares is None else most(made.shares, propagated)
                 opinions.append(_Second(pack(propagated), numbers))

@@ -130,7 +130,7 @@ def _remapped(conformed: Conformed, runtime: Runtime, copies: int, mild: float) 
 def _views(
     network: UNet, images: list[Tensor], conformed: Conformed, runtime: Runtime
 ) -> Iterator[View]:
-    """View images (1, 1, X, Y, Z), one by one; every second is mirrored.
+    """View images (1, 1, X, Y, Z), one by one; every second is mirrored, if left is as right.
 
     As many as the memory allows go through the network at a time: small ones gain most by it.
     """
@@ -139,7 +139,8 @@ def _views(
     pair = 1 if network.parts else PAIR  # structures take much memory
     room = pair if runtime.slab is None else min(max(runtime.slab // bytes_of_one, 1), pair)
     for first in range(0, len(images), room):
-        mirrored = [number % 2 == 1 for number in range(first, min(first + room, len(images)))]
+        numbers = range(first, min(first + room, len(images)))
+        mirrored = [number % 2 == 1 and not network.parts for number in numbers]
         batch = torch.cat([_turn(images[first + i], flip) for i, flip in enumerate(mirrored)])
         with runtime.autocast():
             heads = _heads(network, batch, runtime.slab)

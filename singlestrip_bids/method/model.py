@@ -31,6 +31,7 @@ from ..machine.runtime import Runtime
 from .classes import Source
 from .expected_dice import Calibration, Segmentation, bettered, bettered_structure, segment
 from .fine import draw, edge_of
+from .inference import mask_from
 from .networks import Autoencoder, UNet
 from .orientation import STEADIER, Doubt, doubt
 from .propagation import LABEL_FILE, finer, hear, kept, propagate_labels
@@ -150,7 +151,9 @@ class Model:
         before, after = seen.numbers, most(shares, seen.mask)
         before = before if before.shape == after.shape else doubled(before)
         agreed = overlaps(before, after, len(self.structures))
-        lines = zip(self.structures, seen.by_structure, np.nan_to_num(agreed, nan=1), strict=True)
+        none = np.bincount(before.ravel(), minlength=len(agreed) + 1)[1:] == 0
+        agreed = np.where(np.isnan(agreed), none, agreed)  # where none is left
+        lines = zip(self.structures, seen.by_structure, agreed.tolist(), strict=True)
         expected = [
             bettered_structure(line.expect(evidence), agreement) if line else None
             for (_, line), evidence, agreement in lines
@@ -184,7 +187,7 @@ class Model:
 def _agreement(mask: Mask, conformed: Conformed, found: Conformed) -> float:
     """Dice of a network's mask with the probability that it became, cut at one half."""
     before = finer(replace(conformed, data=mask.astype(np.float32)), found.data.shape)
-    return dice(before.data > 0.5, found.data > 0.5)
+    return dice(before.data > 0.5, mask_from(found.data))
 
 
 def facts(

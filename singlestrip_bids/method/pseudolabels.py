@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -246,7 +245,7 @@ def _candidate(
     draw: Drawer | None,
 ) -> Candidate:
     """Guess and score the mask of one scan, unless that lies on disk already."""
-    path, key = _place(trainer, scan, name), files.fingerprint(key, files.sha256(scan.path))
+    path, key = trainer.kept(scan, name), files.fingerprint(key, files.sha256(scan.path))
     if path.is_file():
         try:
             _, card = files.load_tensors(path)
@@ -286,7 +285,7 @@ def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
 
     Of structures also ``numbers`` in the former and ``opinion`` in the latter.
     """
-    tensors, card = files.load_tensors(_place(trainer, scan, name))
+    tensors, card = files.load_tensors(trainer.kept(scan, name))
     found: dict[str, NDArray] = {}
     for key, tensor in tensors.items():
         packed = tensor.numpy().tobytes()
@@ -295,11 +294,6 @@ def masks_of(trainer: Trainer, scan: Scan, name: str) -> dict[str, NDArray]:
         else:
             found[key] = unpack(packed, tuple(card["shape"]))
     return found
-
-
-def _place(trainer: Trainer, scan: Scan, name: str) -> Path:
-    """Where the mask of a scan lies between ranking and training."""
-    return trainer.work / name / f"{files.fingerprint(scan.relative)[:16]}.safetensors"
 
 
 def pseudo_label(trainer: Trainer, kept: Sequence[Scan], name: str) -> list[Source]:

@@ -10,7 +10,6 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from ..bids.scans import Scan
 from ..errors import BadData, ScanFailed
 from ..image import nifti
 from ..image.grid import HalvedGrid, conform, conform_image
-from ..image.structures import doubled, most, pack_numbers, unpack_numbers
+from ..image.structures import STEPS, doubled, most, pack_numbers, unpack_numbers
 from ..machine import files
 from ..machine.progress import Progress
 from ..machine.runtime import check_stop
@@ -37,7 +36,6 @@ LOG = logging.getLogger("singlestrip_bids")
 
 SHIFT = 0.05  # of the brain's centre in its images, of their edge: the brain is found already
 SCANS = 50  # unlabelled ones that it learns from, at most: each takes 25 MB
-STEPS = 255  # of a soft mask on disk
 
 
 def learn(
@@ -86,7 +84,7 @@ def _teach(
     trainer: Trainer, sources: Sequence[Source], scan: Scan, before: Trained, key: str
 ) -> str:
     """Leave the soft mask of a scan on disk, in voxels half as large; return its fingerprint."""
-    path, key = _place(trainer, scan), files.fingerprint(key, files.sha256(scan.path))
+    path, key = trainer.kept(scan, NAME), files.fingerprint(key, files.sha256(scan.path))
     if path.is_file():
         try:
             if files.load_tensors(path)[1].get("fingerprint") == key:
@@ -106,6 +104,7 @@ def _teach(
         raise ScanFailed(
             f"{scan.path}: the network found no brain; look at the scan, or label one like it."
         )
+    soft = np.where(mask, soft, np.minimum(soft, np.float32(0.5)))  # what is apart is no brain
     volumes = {"mask": np.rint(STEPS * soft).astype(np.uint8)}
     if shares is not None:
         volumes["numbers"] = most(finer_shares(shares, shape), mask)
@@ -116,13 +115,9 @@ def _teach(
 
 def _taught(trainer: Trainer, scan: Scan) -> dict[str, NDArray[np.uint8]]:
     """Read the soft mask of a scan, in 255 steps, and the numbers of its structures, if any."""
-    tensors, card = files.load_tensors(_place(trainer, scan))
+    tensors, card = files.load_tensors(trainer.kept(scan, NAME))
     shape = card["shape"]
     return {name: unpack_numbers(t.numpy().tobytes(), shape) for name, t in tensors.items()}
-
-
-def _place(trainer: Trainer, scan: Scan) -> Path:
-    return trainer.work / NAME / f"{files.fingerprint(scan.relative)[:16]}.safetensors"
 
 
 def _read(trainer: Trainer, scan: Scan) -> Source:

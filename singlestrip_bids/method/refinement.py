@@ -13,12 +13,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ..bids.scans import Scan
@@ -40,6 +40,9 @@ from .encoders import Encoder
 from .inference import View
 from .synthesis import sample
 from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from sklearn.neighbors import NearestNeighbors
 
 Viewer = Callable[[Conformed], View]
 Correct = Callable[[Conformed, View], View]
@@ -83,7 +86,7 @@ def corrector(
     assert trainer.encoder is not None
     key = files.fingerprint(key, trainer.encoder.key)
     quota = max(MOST // (len(pool) + len(sources)), NEIGHBOURS)
-    paths = [trainer.work / f"{name}-looks" / f"{_place(scan)}.safetensors" for scan in pool]
+    paths = [trainer.kept(scan, f"{name}-looks") for scan in pool]
     pairs = list(zip(pool, paths, strict=True))
     with trainer.runtime.share(pairs) as own, Progress(f"{name}: features", len(own)) as progress:
         for scan, path in own:
@@ -97,10 +100,6 @@ def corrector(
     if trainer.method.refinement == "volumes":
         return Volumes.among(looks, trainer.encoder, trainer.runtime, count)
     return Regions.among(looks, trainer.encoder, trainer.runtime, count)
-
-
-def _place(scan: Scan) -> str:
-    return files.fingerprint(scan.relative)[:16]
 
 
 def _look_at(
@@ -129,9 +128,8 @@ def _look_at(
         path.unlink(missing_ok=True)
         return
     card = {"fingerprint": key, "entropy": look.entropy, "shape": look.shape}
-    packed = torch.frombuffer(bytearray(look.numbers), dtype=torch.uint8)
     tensors = {"vectors": look.vectors, "classes": look.classes, "whole": look.whole}
-    files.save_tensors(path, {**tensors, "numbers": packed}, card)
+    files.save_tensors(path, {**tensors, "numbers": files.bytes_tensor(look.numbers)}, card)
 
 
 def _read(path: Path) -> Look | None:
@@ -235,6 +233,8 @@ class Regions:
         cls, looks: Sequence[Look], encoder: Encoder, runtime: Runtime, structures: int
     ) -> Regions:
         """Make the index of all voxels that are sure."""
+        from sklearn.neighbors import NearestNeighbors  # slow to import, and masking needs none
+
         vectors = torch.cat([look.vectors for look in looks]).float().numpy()
         classes = torch.cat([look.classes for look in looks]).numpy()
         index = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(vectors)

@@ -53,13 +53,15 @@ def on_host(generator: Generator, purpose: str) -> Random:
     return Random(f"{purpose} {generator.initial_seed()}")
 
 
-def draw_affine(generator: Generator, batch: int, config: SynthesisConfig) -> Tensor:
-    """Random rotation, scaling, shear and left-right flip: (B, 3, 3)."""
+def draw_affine(
+    generator: Generator, batch: int, config: SynthesisConfig, flips: bool = True
+) -> Tensor:
+    """Random rotation, scaling, shear and, if there are ``flips``, left-right flip: (B, 3, 3)."""
     angles = _uniform(generator, (batch, 3), -1, 1) * math.radians(config.rotation_deg)
     common = _uniform(generator, (batch, 1), -1, 1) * config.scaling
     scales = torch.exp(common + _uniform(generator, (batch, 3), -1, 1) * config.anisotropy)
     shears = _uniform(generator, (batch, 3), -1, 1) * config.shear
-    flip = 1 - 2 * _with_probability(generator, batch, 0.5).float()
+    flip = 1 - 2 * flips * _with_probability(generator, batch, 0.5).float()
     eye = torch.eye(3, device=generator.device).expand(batch, 3, 3)
     matrix = eye.clone()
     for axis in range(3):
@@ -149,11 +151,14 @@ def halved_points(points: Tensor) -> Tensor:
 def draw_points(
     generator: Generator, sources: list[Source], size: int, config: SynthesisConfig
 ) -> Tensor:
-    """Where in its source every voxel of every image is read: voxel indices (B, 3, n, n, n)."""
-    batch = len(sources)
+    """Where in its source every voxel of every image is read: voxel indices (B, 3, n, n, n).
+
+    Sources with structures are not flipped: many structures are left or right.
+    """
+    batch, flips = len(sources), not any(s.structures for s in sources)
     shift = _uniform(generator, (batch, 3), -1, 1) * config.shift * size
     centres = torch.stack([s.centre for s in sources])
-    matrix = draw_affine(generator, batch, config)
+    matrix = draw_affine(generator, batch, config, flips)
     warp = draw_warp(generator, batch, size, config)
     grid = voxel_indices((size,) * 3, generator.device)
     centred = grid - (size - 1) / 2 + shift.view(batch, 3, 1, 1, 1)
@@ -334,10 +339,10 @@ def training_batch(
 
     The target is the deformed mask, linearly interpolated, within the field of view; shares of
     the structures follow it, (B, 1 + K, n, n, n), if the sources have any, or of those with the
-    ``numbers`` given, counted from 0. The generator is on the device of the sources, and each
-    batch takes one of its own; ``size`` is n.
+    ``numbers`` given, counted from 0. Each batch takes a generator of its own, on whose device it
+    is made; ``size`` is n.
     """
-    batch = len(sources)
+    batch, sources = len(sources), [one.to(generator.device) for one in sources]
     points = draw_points(generator, sources, size, config)
     appearance = draw_appearance(generator, batch, size, config, sources[0].count)
     host = on_host(generator, "real")

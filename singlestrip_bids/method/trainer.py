@@ -73,6 +73,10 @@ class Trainer:
         """Read a scan and bring it to the model's grid."""
         return self.frame.conform(nifti.load(scan.path))
 
+    def kept(self, scan: Scan, folder: str) -> Path:
+        """Where what is made of a scan lies on disk, in a folder of `work`."""
+        return self.work / folder / f"{files.fingerprint(scan.relative)[:16]}.safetensors"
+
     def note(self, scan: Scan, error: Exception) -> str:
         """Leave a crash file of a scan that failed; return what to say of it.
 
@@ -88,20 +92,20 @@ class Trainer:
     def source(
         self, conformed: Conformed, mask: NDArray, numbers: Numbers | None = None
     ) -> Source:
-        """Fit the mixtures under a mask and move the volume to the device.
+        """Fit the mixtures under a mask. There may be many: they do not lie on the device.
 
         ``numbers`` are those of structures in the mask, in voxels as large or half as large.
         """
         data, count = conformed.data, len(self.structures)
-        parts = None if numbers is None else coarsened_numbers(numbers, data.shape)
+        coarse = None if numbers is None else coarsened_numbers(numbers, data.shape)
         seed, inside = self.method.seed, conformed.inside
-        classes = class_map(data, mask > 0.5, inside, seed, parts=parts, structures=count)
+        classes = class_map(data, mask > 0.5, inside, seed, parts=coarse, structures=count)
         arrays = (classes, data, np.asarray(mask, dtype=np.float32))
-        made = source(*(torch.from_numpy(array).to(self.runtime.device) for array in arrays))
+        made = source(*map(torch.from_numpy, arrays))
         if numbers is None:
             return made
-        fine = torch.from_numpy(numbers).to(self.runtime.device, torch.float32)[None, None]
-        return replace(made, parts=fine, structures=count)
+        parts = torch.from_numpy(numbers).float()[None, None]
+        return replace(made, parts=parts, structures=count)
 
     def train(
         self,
@@ -179,7 +183,8 @@ def train_autoencoder(trainer: Trainer, sources: Sequence[Source]) -> Autoencode
     loss = loss_over(brain.to(runtime.device), method.quality.batch_size, network.classes)
     with runtime.first():  # its batches cannot be shared out; the others read it
         alone = replace(trainer, runtime=runtime.alone())
-        alone.train("autoencoder", network, loss, settings, trainer.key)
+        key = files.fingerprint(trainer.key, asdict(method.quality))
+        alone.train("autoencoder", network, loss, settings, key)
     return network
 
 

@@ -7,9 +7,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from builders import MODEL, run
 
 from singlestrip_bids.config import PRESETS, semisam_o1
+from singlestrip_bids.machine.files import save_tensors
 from singlestrip_bids.method.budget import LEAST, MARGIN, MOST, Rates, fitted
 from singlestrip_bids.method.pupil import SCANS as SCANS_OF_FINE
 
@@ -67,13 +69,17 @@ def test_what_a_run_takes():
     own += 700 * 0.3 + 30 * 0.5  # the fine network
     assert RATES.total(network, 30) == pytest.approx(own)
     rounds = RATES.total(semisam_o1(QUICK), 30)  # three, as long as the first; one network judged
-    own = 4 * 300 * 0.2 + 500 * 0.15 + 3 * 30 * 0.5 + 24 * 3.5 + (120 + 24) * 0.3
+    own = 4 * 300 * 0.2 + 500 * 0.15 + (3 + 2) * 30 * 0.5 + 24 * 3.5 + (120 + 24) * 0.3
     assert rounds == pytest.approx(own)
 
 
 def test_a_run_ends_in_time_and_keeps_its_plan(heads, tmp_path, capfd):
+    pace = tmp_path / MODEL / "work" / "pace"  # left by a run that was stopped while planning
+    other = {"network.weight": torch.zeros(3), "history": torch.zeros(1)}
+    save_tensors(pace, other, {"fingerprint": "pace of the network"})
     began = time.monotonic()
     assert run(heads, tmp_path, "group", "--time", "40s") == 0
+    assert not pace.exists()
     took = time.monotonic() - began
     said = capfd.readouterr().err
     assert "Plan: " in said

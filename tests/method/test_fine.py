@@ -21,10 +21,11 @@ from singlestrip_bids.errors import BadData
 from singlestrip_bids.image import nifti
 from singlestrip_bids.image.frame import Frame
 from singlestrip_bids.image.grid import Conformed, Grid
+from singlestrip_bids.image.structures import unpack_numbers
 from singlestrip_bids.machine.files import load_tensors, sha256
 from singlestrip_bids.machine.runtime import Runtime
 from singlestrip_bids.method.fine import MARGIN, OF_STRUCTURES, WEIGHT, _window, draw, edge_of
-from singlestrip_bids.method.inference import View
+from singlestrip_bids.method.inference import View, mask_from
 from singlestrip_bids.method.networks import UNet
 from singlestrip_bids.method.propagation import finer
 
@@ -203,6 +204,10 @@ class TestModel:
         (folder,) = tmp_path.rglob("work/fine")
         made = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
         assert len(made) == 3
+        for path in made:
+            tensors, card = load_tensors(path)
+            soft = unpack_numbers(tensors["mask"].numpy().tobytes(), card["shape"]) / 255
+            assert not ((soft > 0.505) & ~mask_from(soft)).any()  # nothing lies apart
         (tmp_path / MODEL / "fine.safetensors").unlink()
         first = next(iter(made))
         first.write_bytes(first.read_bytes()[:99])

@@ -15,6 +15,7 @@ from singlestrip_bids.image.grid import Conformed, Grid
 from singlestrip_bids.image.masks import dice
 from singlestrip_bids.machine.files import read_tsv
 from singlestrip_bids.machine.runtime import Runtime
+from singlestrip_bids.method import propagation
 from singlestrip_bids.method.expected_dice import Calibration, Evidence
 from singlestrip_bids.method.guard import (
     APART,
@@ -26,6 +27,7 @@ from singlestrip_bids.method.guard import (
     severity,
 )
 from singlestrip_bids.method.networks import Autoencoder
+from singlestrip_bids.method.pose import find_start
 from singlestrip_bids.method.pseudolabels import Guess, rank
 from singlestrip_bids.method.trainer import Trained, Trainer
 
@@ -182,6 +184,24 @@ def test_alone_it_has_second_opinions_too(trainer, sources, pool, autoencoder):
     assert 0 <= alone.standings["sl1"].pool < alone.standings["sl1"].copies
     opinions = [float(row["opinion"]) for row in read_tsv(trainer.folder / "sl1_sample.tsv")]
     assert len(opinions) == len(pool) and all(0 <= opinion <= 1 for opinion in opinions)
+
+
+def test_where_heads_lie_as_they_like_they_are_sought_around_the_brain(
+    trainer, sources, pool, autoencoder, monkeypatch
+):
+    around = list[Tensor]()
+
+    def spied(origin, scan, where):
+        around.append(where.cpu())
+        return find_start(origin, scan, where)
+
+    monkeypatch.setattr(propagation, "find_start", spied)
+    turned = replace(trainer, frame=replace(trainer.frame, turned=True))
+    choose(turned, pool, [replace(sources[0], turned=True)], networks(sl1=0.5), autoencoder)
+    masks = [Bright(0.5)(torch.from_numpy(turned.conform(s).data)[None, None]) > 0 for s in pool]
+    assert len(around) == len(pool)
+    for where, mask in zip(around, masks, strict=True):
+        assert dice(where.numpy(), mask[0, 0].numpy()) > 0.8
 
 
 def test_a_mask_of_implausible_volume_counts_for_nothing(trainer, sources, pool, autoencoder):
