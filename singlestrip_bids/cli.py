@@ -63,6 +63,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments.levels = [level for level in LEVELS if level in arguments.levels]
     if (before := before_training(arguments)) and arguments.levels != ["group"]:
         raise Usage(f"{before} goes with the group level alone: there is no model yet.")
+    if before and arguments.any_orientation:
+        raise Usage(
+            f"{before} expects upright heads; with --any-orientation draw the label by hand."
+        )
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
             setattr(arguments, name, value.absolute())

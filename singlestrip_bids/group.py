@@ -59,9 +59,10 @@ def run(config: RunConfig, runtime: Runtime) -> None:
     scans = selected(config)
     given = config.label_subject, config.derivatives, config.label_mask
     labels = find_label(config.bids_dir, scans, *given)
-    rated = ratings.read(config.ratings)
     taken = {label.scan.path for label in labels}
-    pool = [s for s in scans if s.path not in taken and s.relative not in rated.rejected]
+    unlabelled = [scan for scan in scans if scan.path not in taken]
+    rated = ratings.read(config.ratings).of(scan.relative for scan in unlabelled)
+    pool = [scan for scan in unlabelled if scan.relative not in rated.rejected]
 
     trainer, sources = begin(config, labels, runtime)
     if config.time:
@@ -159,5 +160,6 @@ def self_train(
 def remake(config: RunConfig, runtime: Runtime) -> None:
     """Write the page of the group and the methods text from what is on disk."""
     out = Derivatives(config.output_dir)
-    page.write(out, out.model_dir)
-    methods.write(out, out.model_dir)
+    folder = config.model or out.model_dir
+    page.write(out, folder)
+    methods.write(out, folder)

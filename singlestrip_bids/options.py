@@ -62,9 +62,6 @@ def _positive_int(text: str) -> int:
     return value
 
 
-_positive_int.__name__ = "positive int"  # in messages
-
-
 def _model(text: str) -> Path | str:
     """Take a folder, or the name of the model that ships with the app."""
     return text if text == PHANTOM.name else Path(text)
@@ -102,6 +99,15 @@ def _border(text: str) -> float:
     if not 0.1 <= abs(value) <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 100, or -100 and -0.1")
     return value
+
+
+for _kind, _name in (
+    (_positive_int, "positive int"),
+    (_fraction, "number"),
+    (_seed, "int"),
+    (_border, "number"),
+):
+    _kind.__name__ = _name  # in messages
 
 
 def _derivatives(text: str) -> Path:

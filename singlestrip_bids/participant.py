@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from .bids import fmriprep, outputs
 from .bids.derivatives import Derivatives
@@ -137,7 +138,8 @@ class _Steps:
         editor.offer(self.request.out, scan, brain, self.request.config.bids_dir, doubtful)
         for old in outputs.outdated(done, self.request):
             LOG.warning(
-                "%s: of an earlier model than the mask; ask for it again, or remove it.", old
+                "%s: of an earlier model or scan than the mask; ask for it again, or remove it.",
+                old,
             )
         return brain.expected_dice
 
@@ -153,11 +155,13 @@ def remake(config: RunConfig, runtime: Runtime) -> None:
     out, scans = Derivatives(config.output_dir), selected(config)
     folder = config.model or out.model_dir
     trained: Model | None = None
+    card: dict[str, Any] | None = None
     try:
+        card = model.read_card(folder)
         trained = model.load(folder, runtime)
     except SingleStripError as error:
         LOG.warning("No reconstruction is drawn: %s", error)
-    failed = page.remake(out, scans, model.read_card(folder), trained)
+    failed = page.remake(out, scans, card, trained)
     page.write_volumes(out)
     group_page.write(out, folder)
     methods.write(out, folder)

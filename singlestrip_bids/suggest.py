@@ -66,8 +66,9 @@ def compare(
     failed: dict[str, str] = {}
     heads = _read(spread(scans, CANDIDATES), config, runtime, failed)
     if len(heads) < 2:
+        why = "".join(f"\n  {line}" for line in failed.values())
         raise NothingSelected(
-            f"{config.bids_dir}: {len(heads)} scans can be compared; at least two are needed."
+            f"{config.bids_dir}: {len(heads)} scans can be compared; at least two are needed.{why}"
         )
     values = worth(_likenesses(heads))
     best = {name: values[name] for name in sorted(values, key=lambda name: -values[name])}

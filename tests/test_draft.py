@@ -107,6 +107,13 @@ def test_it_goes_with_the_group_level_alone(heads, tmp_path, capsys):
     assert "--draft-label goes with the group level alone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--draft-label", "--suggest-label"])
+def test_heads_are_taken_to_be_upright(heads, tmp_path, capsys, option):
+    call = [str(heads), str(tmp_path / "out"), "group", option, "--any-orientation"]
+    assert cli.main(call) == 64
+    assert f"{option} expects upright heads" in capsys.readouterr().err
+
+
 def test_a_training_may_begin_with_its_weights(heads, tmp_path):
     settings = ["steps=2", "trials=4", "quality.epochs=1"]
     call = [str(heads), str(tmp_path / "out"), "group", "--rounds", "0", "--init", "phantom"]

@@ -76,6 +76,17 @@ def test_what_an_earlier_model_has_left_is_named(bids, trained, tmp_path, capfd)
     assert f"{path}: of an earlier model" in capfd.readouterr().err
 
 
+def test_what_is_of_an_earlier_scan_is_named(bids, trained, tmp_path, capfd):
+    out, words = tmp_path / "out", ("--participant-label", "01")
+    assert mask(bids, trained, out, *words, "--output", "brain") == 0
+    image = nib.load(scan(bids, "01"))  # as if it were defaced
+    nib.save(nib.Nifti1Image(0.9 * image.get_fdata(), image.affine), scan(bids, "01"))
+    capfd.readouterr()
+    assert mask(bids, trained, out, *words) == 0
+    said = capfd.readouterr().err
+    assert "_desc-brain_T1w.json: of an earlier model or scan than the mask" in said
+
+
 def test_a_crash_file_for_each_bad_scan(bids, trained, tmp_path, capfd):
     spoil(bids, "01", "03")
     gone = scan(bids, "02")

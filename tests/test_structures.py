@@ -121,6 +121,34 @@ def test_again_nothing_is_done_anew(dataset, out, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*_dseg.nii.gz")} == before
 
 
+def test_a_table_that_is_gone_is_written_again(dataset, out, tmp_path):
+    copy = Path(shutil.copytree(out, tmp_path / "out"))
+    (first, *_) = sorted(copy.glob("sub-02/anat/*_dseg.tsv"))
+    content = first.read_text()
+    first.unlink()
+    assert run(dataset, copy, "participant", "--participant-label", "02") == 0
+    assert first.read_text() == content
+
+
+def test_other_names_make_another_model(dataset, out, tmp_path):
+    bids = Path(shutil.copytree(dataset, tmp_path / "bids"))
+    copy = Path(shutil.copytree(out, tmp_path / "out"))
+    (names,) = bids.glob("derivatives/manual/sub-01/anat/*_dseg.tsv")
+    names.write_text(TABLE.replace("stem", "brain stem"))
+    assert run(bids, copy, "group") == 0
+    card = json.loads((copy / MODEL / "model.json").read_text())
+    assert [one["name"] for one in card["structures"]] == ["left half", "right-half", "brain stem"]
+
+
+def test_volumes_go_with_their_model(heads, trained, out, tmp_path):
+    copy = Path(shutil.copytree(out, tmp_path / "out"))
+    shutil.rmtree(copy / MODEL)
+    shutil.copytree(trained / MODEL, copy / MODEL)
+    assert (copy / "volumes.tsv").is_file()
+    assert run(heads, copy, "participant") == 0
+    assert not (copy / "volumes.tsv").exists()
+
+
 def test_pages_are_made_again_from_what_is_there(dataset, out):
     (picture,) = (out / "sub-02" / "figures").glob("*_desc-parts_*.png")
     before = picture.read_bytes()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -87,6 +89,15 @@ def test_one_scan_is_nothing_to_compare(heads, tmp_path, capfd):
     call = [str(heads), str(tmp_path / "out"), "group", "--suggest-label"]
     assert cli.main([*call, "--participant-label", "01"]) == 18
     assert "at least two" in capfd.readouterr().err
+
+
+def test_why_nothing_can_be_compared_is_said(heads, tmp_path, capfd):
+    bids = Path(shutil.copytree(heads, tmp_path / "bids"))
+    for scan in bids.glob("sub-*/**/*.nii.gz"):
+        scan.write_bytes(b"nonsense")
+    assert cli.main([str(bids), str(tmp_path / "out"), "group", "--suggest-label"]) == 18
+    said = capfd.readouterr().err.partition("0 scans can be compared")[2]
+    assert said.count("not a readable NIfTI image") == 4
 
 
 def test_no_mask_can_be_made_without_a_label(heads, tmp_path, capsys):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from .. import __version__
 from ..errors import Usage
-from ..machine.files import read_json, write_json, write_text
+from ..machine.files import check_content, read_json, write_json, write_text
 from .scans import Scan
 
 TOOL = "singlestrip-bids"
@@ -172,8 +172,10 @@ def check_outside(folder: Path, what: str, bids_dir: Path) -> None:
 
 def made_here(folder: Path) -> bool:
     """Tell whether a dataset was made by this program, by its `GeneratedBy`."""
-    description = folder / "dataset_description.json"
-    made_by = read_json(description).get("GeneratedBy") if description.is_file() else None
+    description, made_by = folder / "dataset_description.json", None
+    if description.is_file() or description.is_symlink():
+        check_content(description)
+        made_by = read_json(description).get("GeneratedBy")
     tools = made_by if isinstance(made_by, list) else [made_by]
     return any(isinstance(tool, dict) and tool.get("Name") == TOOL for tool in tools)
 

@@ -109,5 +109,5 @@ def structures_in(segmentations: Mapping[Path, NDArray[np.int64]]) -> list[Struc
                     f"{found[index].name}. Labels of several scans have one table."
                 )
         if len(found) > MOST:
-            raise BadData(f"{path}: {len(found)} structures by now; {MOST} at most. Merge some.")
+            raise BadData(f"{path}: {len(found)} structures; {MOST} at most. Merge some.")
     return [found[index] for index in sorted(found)]

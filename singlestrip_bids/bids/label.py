@@ -21,7 +21,7 @@ from ..image import nifti
 from ..image.masks import Mask, clean
 from ..image.nifti import SAME_ORDER, Geometry, Image, reordering
 from ..machine.files import read_json, sha256
-from .derivatives import made_here
+from .derivatives import made_here, sidecar_path
 from .dseg import is_dseg
 from .scans import (
     DATATYPES,
@@ -37,7 +37,9 @@ from .scans import (
 )
 
 LOG = logging.getLogger("singlestrip_bids")
-LABEL_PATTERN = "derivatives/manual/sub-XX/anat/sub-XX_desc-brain_mask.nii.gz"
+DRAWN = "manual"  # derivatives drawn by hand, which come before those of programs
+LABEL_PATTERN = f"derivatives/{DRAWN}/sub-XX/anat/sub-XX_desc-brain_mask.nii.gz"
+KINDS = "desc-brain_mask", "dseg"  # the latter only where there is no mask
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _has_bids_name(path: Path) -> bool:
 
 def _linked(mask: Path, scans: Sequence[Scan]) -> list[Scan]:
     """Return the scans named by the mask's sidecar (SpatialReference, else Sources)."""
-    sidecar = mask.with_name(re.sub(r"\.nii(\.gz)?$", "", mask.name) + ".json")
+    sidecar = sidecar_path(mask)
     fields = read_json(sidecar) if sidecar.is_file() else {}
     for key in ("SpatialReference", "Sources"):
         value = fields.get(key)
@@ -114,12 +116,13 @@ def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) 
     grid = _geometry(mask)
     if math.prod(grid[0][3:]) != 1:
         raise BadData(f"{mask} has shape {grid[0]}. Give a mask of one volume.")
-    grids = [_geometry(scan.path) for scan in scans]
-    pairs = list(zip(scans, grids, strict=True))
+    pairs, failed = _readable(scans)
     orders = [(scan, reordering(_of_volume(grid), _of_volume(other))) for scan, other in pairs]
     fitting = [(scan, order) for scan, order in orders if order is not None]
     exact = [scan for scan, order in fitting if np.array_equal(order, SAME_ORDER)]
     same = exact or [scan for scan, _ in fitting]
+    if not same and failed:
+        raise failed[0]
     if not same:
         others = "; ".join(f"{scan.path}: {_describe(other)}" for scan, other in pairs)
         raise BadData(
@@ -134,6 +137,17 @@ def _on_grid(mask: Path, scans: Sequence[Scan], preferred: Sequence[Scan] = ()) 
             'scan in the JSON beside the mask: {"SpatialReference": "bids:raw:sub-XX/..."}.'
         )
     return same[0]
+
+
+def _readable(scans: Sequence[Scan]) -> tuple[list[tuple[Scan, Geometry]], list[BadData]]:
+    """Read the grids of scans; return also why others cannot be read."""
+    pairs, failed = list[tuple[Scan, Geometry]](), list[BadData]()
+    for scan in scans:
+        try:
+            pairs.append((scan, _geometry(scan.path)))
+        except BadData as error:
+            failed.append(error)
+    return pairs, failed
 
 
 def _geometry(path: Path) -> Geometry:
@@ -255,9 +269,7 @@ def _chosen_masks(
 ) -> tuple[MaskFile, ...]:
     """Choose the mask of each named subject, or of the only subject that has one."""
     folders = _mask_folders(root, derivatives)
-    masks = [mask for folder in folders for mask in _masks_in(folder)]
-    if not masks:  # only then, since many programs write segmentations beside their masks
-        masks = [mask for folder in folders for mask in _masks_in(folder, "dseg")]
+    masks = _masks_in(folders)
     there = sorted({mask.subject for mask in masks})
     looked = listed(folders) or root / "derivatives"
     if not masks:
@@ -291,7 +303,7 @@ def _only_mask(masks: Sequence[MaskFile], subject: str) -> MaskFile:
 
 
 def _mask_folders(root: Path, derivatives: Sequence[Path]) -> tuple[Path, ...]:
-    """List the derivative datasets that labels may come from."""
+    """List the derivative datasets that labels may come from; ``manual`` alone, if it has any."""
     if derivatives:
         for folder in derivatives:
             if not folder.is_dir():
@@ -303,7 +315,9 @@ def _mask_folders(root: Path, derivatives: Sequence[Path]) -> tuple[Path, ...]:
     children = sorted(child for child in parent.iterdir() if child.is_dir())
     datasets = [child for child in children if not child.name.startswith((".", "sub-"))]
     folders = [parent, *datasets] if subjects_in(parent) else datasets
-    return tuple(folder for folder in folders if _may_label(folder))
+    folders = [folder for folder in folders if _may_label(folder)]
+    drawn = [folder for folder in folders if folder.name == DRAWN and _masks_in([folder])]
+    return tuple(drawn or folders)
 
 
 def _may_label(folder: Path) -> bool:
@@ -315,7 +329,18 @@ def _may_label(folder: Path) -> bool:
         return False
 
 
-def _masks_in(folder: Path, kind: str = "desc-brain_mask") -> Iterator[MaskFile]:
+def _masks_in(folders: Sequence[Path]) -> list[MaskFile]:
+    """Find the brain masks of derivative datasets or, if there are none, the segmentations.
+
+    Many programs write segmentations beside their masks.
+    """
+    for kind in KINDS:
+        if found := [mask for folder in folders for mask in _of_kind(folder, kind)]:
+            return found
+    return []
+
+
+def _of_kind(folder: Path, kind: str) -> Iterator[MaskFile]:
     """Find the brain masks or segmentations of a derivative dataset, sorted by path."""
     name = f"sub-*_{kind}.nii*"
     kept = re.compile(rf"{SUBJECT}/(ses-[^/]+/)?({DATATYPES})/[^/]+\.nii(\.gz)?")

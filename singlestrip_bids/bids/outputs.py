@@ -65,7 +65,7 @@ class Output:
     path: Callable[[Scan, Request], Path]  # where it goes
     make: Callable[[Brain, Request], nib.Nifti1Image]  # the image, of the brain
     fields: Callable[[Masked, Request], dict[str, Any]]  # of its JSON sidecar
-    table: Callable[[Path, Request], None] | None = None  # writes what else belongs to it
+    table: bool = False  # whether a look-up table belongs to it
 
 
 def _asked(name: str) -> Callable[[Scan, Request], bool]:
@@ -203,9 +203,7 @@ DSEG = Output(
     path=lambda scan, request: request.out.dseg(scan),
     make=lambda brain, request: brain.segmentation,
     fields=_dseg_fields,
-    table=lambda path, request: write_table(
-        sidecar_path(path).with_suffix(".tsv"), request.structures
-    ),
+    table=True,
 )
 OUTPUTS = (
     Output(
@@ -306,6 +304,10 @@ def label_names(structures: Sequence[Structure]) -> list[str]:
     ]
 
 
+def _table_path(image: Path) -> Path:
+    return sidecar_path(image).with_suffix(".tsv")
+
+
 def wanted(scan: Scan, request: Request) -> list[tuple[Output, Path]]:
     """List what is asked for of a scan, and where it goes."""
     kinds = [o for o in (*OUTPUTS, *of_structures(request.structures)) if o.wanted(scan, request)]
@@ -318,7 +320,7 @@ def write(done: Masked, request: Request) -> None:
         image = output.make(done.brain, request)
         sidecar_path(path).unlink(missing_ok=True)
         if output.table:
-            output.table(path, request)
+            write_table(_table_path(path), request.structures)
         nifti.save(path, image)
         write_json(sidecar_path(path), output.fields(done, request))
 
@@ -329,9 +331,10 @@ def finished(scan: Scan, request: Request, stamp: Callable[[Path], Mapping[str, 
     Where there is a sidecar, it tells the truth (see `write`); ``stamp`` makes the checksums it
     must hold.
     """
-    paths = [path for _, path in wanted(scan, request)]
-    sidecars = [sidecar_path(path) for path in paths]
-    if not all(path.is_file() for path in [*paths, *sidecars]):
+    asked = wanted(scan, request)
+    sidecars = [sidecar_path(path) for _, path in asked]
+    tables = [_table_path(path) for output, path in asked if output.table]
+    if not all(path.is_file() for path in [*(path for _, path in asked), *sidecars, *tables]):
         return False
     try:
         made_of = stamp(scan.path)
@@ -341,7 +344,7 @@ def finished(scan: Scan, request: Request, stamp: Callable[[Path], Mapping[str, 
 
 
 def outdated(done: Masked, request: Request) -> list[Path]:
-    """List sidecars of a scan's images that another model has made."""
+    """List sidecars of a scan's images that another model has made, or from another scan."""
     found = []
     folder = request.out.mask(done.scan).parent
     for path in sorted(folder.glob(f"sub-{done.scan.subject}_*.json")):
@@ -350,6 +353,6 @@ def outdated(done: Masked, request: Request) -> list[Path]:
         except BadData:  # damaged
             continue
         own = fields.get("SpatialReference") == bids_uri(done.scan)
-        if own and fields.get("ModelSHA256") != done.stamp["ModelSHA256"]:
+        if own and not done.stamp.items() <= fields.items():
             found.append(path)
     return found

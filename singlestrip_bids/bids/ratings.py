@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadData, NoInput
 
+LOG = logging.getLogger("singlestrip_bids")
 WORDS = ("accept", "reject", "n/a", "")
 
 
@@ -19,6 +22,17 @@ class Ratings:
 
     accepted: frozenset[str] = frozenset()
     rejected: frozenset[str] = frozenset()
+
+    def of(self, scans: Iterable[str]) -> Ratings:
+        """Return the ratings of these scans alone; warn if there are others."""
+        here = frozenset(scans)
+        if others := (self.accepted | self.rejected) - here:
+            LOG.warning(
+                "--ratings: %d of its scans are not among the unlabelled ones that are selected, "
+                "such as %s; they are left aside.",
+                len(others), min(others),
+            )  # fmt: skip
+        return Ratings(self.accepted & here, self.rejected & here)
 
     def to_dict(self) -> dict[str, list[str]]:
         """Plain data for the card."""

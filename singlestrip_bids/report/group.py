@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -100,8 +100,8 @@ def write(out: Derivatives, folder: Path) -> None:
     """Write ``group.html`` from all masks and the tables in the model's folder; log a failure."""
     try:
         card = model.read_card(folder)
-        curves = _curves(folder, card) if card else {}
         scores = _scores(out, folder, card) if card else []
+        curves = _curves(folder, card, scores) if card else {}
         shown = _charts(folder, card, curves) if card else {}
         if scores:
             shown["ranks"] = (scores,)
@@ -113,11 +113,11 @@ def write(out: Derivatives, folder: Path) -> None:
             trainings=list(curves),
             scores=scores,
             scatter=_inline(drawn["ranks"]) if scores else "",
-            apart=_apart(out, card) if card else [],
+            apart=_apart(out, folder, card) if card else [],
             masks=sorted(masks, key=_worst_first),
             summary=_summary(masks),
             structures=_structures(masks),
-            pictures=_pictures(out, {"label", "synthetic", *shown}),
+            pictures=_pictures(out, folder, shown),
             **page_values("Group"),
         )
         files.write_text(out.page("group"), page)
@@ -154,10 +154,17 @@ def _structures(masks: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _pictures(out: Derivatives, wanted: set[str]) -> dict[str, str]:
+def _pictures(out: Derivatives, folder: Path, charts: Collection[str]) -> dict[str, str]:
     """Addresses of what is there and belongs to this model."""
-    found = {name: out.address(_path(out, name)) for name in PICTURES if name in wanted}
+    found = {name: out.address(_path(out, name)) for name in charts}
+    if _trained_here(out, folder):
+        found |= {name: out.address(_path(out, name)) for name in ("label", "synthetic")}
     return {name: address for name, address in found.items() if address}
+
+
+def _trained_here(out: Derivatives, folder: Path) -> bool:
+    """Tell whether the pictures of a training that lie here are those of the model."""
+    return folder.resolve() == out.model_dir.resolve()
 
 
 def _path(out: Derivatives, name: str) -> Path:
@@ -187,13 +194,14 @@ def _inline(svg: bytes) -> Markup:
     return Markup(text[text.index("<svg") :])  # no word of a dataset is in it
 
 
-def _curves(folder: Path, card: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Losses of each training that belongs to the model."""
-    names = ["sl1", *(round_name(n + 1) for n in range(card["method"]["rounds"]))]
+def _curves(
+    folder: Path, card: Mapping[str, Any], scores: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Losses of each training that belongs to the model; a round without ``scores`` is none."""
+    rounds = sorted({int(row["round"]) for row in scores if row["kept"]})
+    names = ["sl1", *map(round_name, rounds)]
     names += [*(["fine"] if card.get("fine") else []), "autoencoder"]
     tables = {name: files.read_tsv(folder / f"{name}_training.tsv") for name in names}
-    if not card["unlabelled"]:
-        tables = {name: rows for name, rows in tables.items() if not name.startswith("round")}
     return {name: [float(row["loss"]) for row in rows] for name, rows in tables.items() if rows}
 
 
@@ -233,9 +241,11 @@ def _evidence(row: Mapping[str, str]) -> Evidence:
     return Evidence(*(float(row[field.name]) for field in fields(Evidence)))
 
 
-def _apart(out: Derivatives, card: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _apart(out: Derivatives, folder: Path, card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the scans on which the first and the last network differ most, with pictures."""
-    found = []
+    found = list[dict[str, Any]]()
+    if not _trained_here(out, folder):
+        return found
     for one in card.get("guard", {}).get("apart", []):
         if picture := out.address(out.figure(one["scan"], "networks", ".jpg")):
             found.append({**one, "picture": picture, "name": _name(one["scan"])})
@@ -249,7 +259,7 @@ def _name(scan: str) -> str:
 def _scores(out: Derivatives, folder: Path, card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the pseudo-labels that the model saw, the best first."""
     pool, rounds = set(card["unlabelled"]), card["method"]["rounds"]
-    rows = []
+    rows, here = [], _trained_here(out, folder)
     for row in files.read_tsv(folder / "scores.tsv"):
         if row["scan"] not in pool or int(row["round"]) > rounds:
             continue
@@ -260,6 +270,7 @@ def _scores(out: Derivatives, folder: Path, card: Mapping[str, Any]) -> list[dic
         seen = [n for n in (numbers["score"], numbers["agreement"]) if n is not None]
         kept, note = row["kept"] == "True", "" if row["note"] == "n/a" else row["note"]
         subject, name = row["scan"].split("/")[0], _name(row["scan"])
+        picture = out.figure(row["scan"], f"pseudo{row['round']}", ".jpg")
         there = out.page(subject).is_file()
         rows.append(
             {
@@ -270,7 +281,7 @@ def _scores(out: Derivatives, folder: Path, card: Mapping[str, Any]) -> list[dic
                 "note": note,
                 "name": name,
                 "group": "" if note else f"points-{row['round']}-{'kept' if kept else 'not'}",
-                "picture": out.address(out.figure(row["scan"], f"pseudo{row['round']}", ".jpg")),
+                "picture": out.address(picture) if here else "",
                 "link": f"{subject}.html#{name}" if there else "",
             }
         )

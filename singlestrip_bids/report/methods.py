@@ -144,9 +144,10 @@ def _wrap(paragraph: str) -> str:
 def _write_tex(out: Derivatives) -> None:
     """Let pandoc turn the Markdown into TeX, if it is installed."""
     pandoc = shutil.which("pandoc")
-    if pandoc is None:
-        return
     paths = {end: out.citation(end) for end in (".md", ".bib", ".tex")}
+    if pandoc is None:
+        paths[".tex"].unlink(missing_ok=True)  # of an earlier text
+        return
     command = [pandoc, paths[".md"].name, "--standalone", "--natbib", "--to", "latex"]
     command += ["--bibliography", paths[".bib"].name]  # TeX looks for it beside the text
     done = subprocess.run(

@@ -107,7 +107,7 @@ def draw(
     """Write the pictures of a mask; a failure is logged and nothing else.
 
     ``reconstruct`` makes the mask as the autoencoder rebuilds it, on the grid of the image;
-    ``parts`` are the structures in it.
+    without it that picture stays as it is. ``parts`` are the structures in the mask.
     """
     try:
         rebuilt = reconstruct() if reconstruct else None
@@ -119,11 +119,11 @@ def draw(
         pictures = mosaic(upright, brain, sizes, second, numbers, colours)
         for desc, path in _places(out, scan.relative).items():
             content = getattr(pictures, desc)
-            if content is None:
-                path.unlink(missing_ok=True)  # that of an earlier mask
-            else:
+            if content is not None:
                 content = content.encode() if isinstance(content, str) else content
                 files.write_bytes(path, content)
+            elif reconstruct or desc != "rebuilt":
+                path.unlink(missing_ok=True)  # that of an earlier mask
     except Exception as error:  # the mask is there: a picture is not worth losing it
         LOG.warning("%s: its mask could not be drawn (%r).", scan.path, error)
 
@@ -317,6 +317,8 @@ def write_volumes(out: Derivatives) -> None:
         ]
         if rows:
             files.write_tsv(out.volumes, rows)
+        else:
+            out.volumes.unlink(missing_ok=True)  # of an earlier model
     except Exception as error:  # as above
         LOG.warning("The table of volumes could not be written (%r).", error)
 

@@ -11,7 +11,7 @@ from builders import add_mask, make_dataset, write_nifti
 from singlestrip_bids.bids.dseg import is_dseg, read_table, structures_in, table_of, write_table
 from singlestrip_bids.bids.label import find_label
 from singlestrip_bids.errors import BadData, Usage
-from singlestrip_bids.image.structures import Structure, colour_of
+from singlestrip_bids.image.structures import MOST, Structure, colour_of
 
 HEAD = "index\tname\tcolor\n"
 SCANS = ("sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz")
@@ -98,8 +98,13 @@ class TestStructuresIn:
             structures_in({path: np.array([0, 2, 3, 4])})
 
     def test_too_many(self, tmp_path):
-        with pytest.raises(BadData, match="255 structures; 254 at most"):
-            structures_in({self.image(tmp_path, None): np.arange(256)})
+        with pytest.raises(BadData, match=f"{MOST + 1} structures; {MOST} at most"):
+            structures_in({self.image(tmp_path, None): np.arange(MOST + 2)})
+
+    def test_too_many_of_several_labels(self, tmp_path):
+        one, other = (self.image(tmp_path, None, subject) for subject in ("01", "02"))
+        with pytest.raises(BadData, match=f"sub-02.*: {MOST + 1} structures"):
+            structures_in({one: np.arange(1, MOST), other: np.arange(3, MOST + 2)})
 
     def test_two_labels_that_disagree(self, tmp_path):
         one = self.image(tmp_path, "2\ttwo\n")

@@ -140,6 +140,15 @@ class TestScanOf:
         write_nifti(bids / SCANS[0], affine=OTHER_AFFINE)
         assert find_label(bids, (), ["01"], (), mask)[0].scan.relative == SCANS[1]
 
+    def test_a_scan_that_cannot_be_read_does_no_harm_to_others(self, bids, tmp_path):
+        mask = write_nifti(tmp_path / "drawn.nii")
+        (bids / SCANS[1]).unlink()
+        (bids / SCANS[1]).symlink_to("../../.git/annex/objects/aa/bb/scan.nii.gz")
+        assert find_label(bids, (), ["01"], (), mask)[0].scan.relative == SCANS[0]
+        write_nifti(bids / SCANS[0], affine=OTHER_AFFINE)
+        with pytest.raises(BadData, match=r"T2w\.nii\.gz: its content is not here"):
+            find_label(bids, (), ["01"], (), mask)
+
 
 class TestFindLabel:
     def test_the_only_mask(self, bids):
@@ -172,6 +181,24 @@ class TestFindLabel:
         with pytest.raises(NoInput, match="No brain mask"):
             find_label(bids)
         assert find_label(bids, (), (), [own])[0].scan.relative == SCANS[0]
+
+    def test_own_predictions_are_none_though_not_fetched(self, bids):
+        add_mask(bids, "sub-01/anat/sub-01", dataset="predicted")
+        description = bids / "derivatives/predicted/dataset_description.json"
+        description.symlink_to("../../.git/annex/objects/aa/bb/description.json")
+        with pytest.raises(NoInput, match="No brain mask"):
+            find_label(bids)
+
+    @pytest.mark.parametrize("kind", ["desc-brain_mask", "dseg"])
+    def test_what_is_drawn_by_hand_comes_first(self, bids, kind):
+        name = "sub-01/anat/sub-01"
+        for subject in ("01", "02"):
+            add_mask(bids, name.replace("01", subject), dataset="fmriprep")
+        drawn = write_nifti(bids / f"derivatives/manual/{name}_{kind}.nii.gz")
+        (label,) = find_label(bids)
+        assert label.mask == drawn
+        with pytest.raises(Usage, match="holds brain masks of 2 subjects"):
+            find_label(bids, (), (), [bids / "derivatives/fmriprep"])
 
     def test_unreadable_derivative_is_skipped(self, bids, caplog):
         add_mask(bids, "sub-01/anat/sub-01")

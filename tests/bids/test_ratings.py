@@ -63,7 +63,10 @@ def test_accepted_ones_are_kept_besides_the_best():
     assert [c.scan for c in kept if c.kept] == ["s0_T1w.nii", "s1_T1w.nii", "s4_T1w.nii"]
 
 
-def test_group_heeds_ratings(heads, trained, tmp_path):
+LABELLED = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def test_group_heeds_ratings(heads, trained, tmp_path, capfd):
     out = tmp_path / "out"
     shutil.copytree(trained / MODEL, out / MODEL)  # the first network is the same
     with (trained / MODEL / "scores.tsv").open() as stream:
@@ -71,9 +74,11 @@ def test_group_heeds_ratings(heads, trained, tmp_path):
     by_rank = sorted(before, key=lambda row: float(row["score"]) + float(row["agreement"]))
     worst, best = by_rank[0]["scan"], by_rank[-1]["scan"]
     said = [{"scan": best, "rating": "reject"}, {"scan": worst, "rating": "accept"}]
+    said += [{"scan": LABELLED, "rating": "accept"}, {"scan": "sub-99/x", "rating": "reject"}]
     (tmp_path / "ratings.json").write_text(json.dumps(said))
     words = ["--sloppy", "--top-k", "1", "--ratings", str(tmp_path / "ratings.json")]
     assert cli.main([str(heads), str(out), "group", *words]) == 0
+    assert "2 of its scans are not among the unlabelled ones" in capfd.readouterr().err
     with (out / MODEL / "scores.tsv").open() as stream:
         after = {row["scan"]: row["kept"] for row in csv.DictReader(stream, delimiter="\t")}
     assert best not in after

@@ -46,6 +46,20 @@ def test_reports_only_trains_nothing(heads, trained, tmp_path):
     assert all(p.stat().st_mtime_ns == then for p, then in before.items())
 
 
+def test_with_a_model_from_elsewhere_the_training_here_is_not_shown(heads, trained, tmp_path):
+    out = Path(shutil.copytree(trained, tmp_path / "out"))
+    other = Path(shutil.copytree(trained / MODEL, tmp_path / "other"))
+    assert (out / "figures/group_desc-label_model.png").is_file()
+    call = [str(heads), str(out), "group", "--reports-only"]
+    assert cli.main([*call, "--model", str(other)]) == 0
+    page = (out / "group.html").read_text()
+    assert "desc-label" not in page and "desc-pseudo1" not in page
+    assert "desc-calibration" in page  # that of the model
+    assert cli.main(call) == 0
+    page = (out / "group.html").read_text()
+    assert "desc-label" in page and "desc-pseudo1" in page
+
+
 def test_traces_of_an_earlier_model_are_left_out(tmp_path):
     scans = make(tmp_path, 5)
     folder = tmp_path / MODEL

@@ -392,6 +392,16 @@ def test_pandoc_turns_it_into_tex(tmp_path, monkeypatch):
     assert "[@" not in tex
 
 
+def test_no_pandoc_leaves_no_earlier_tex(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    files.write_json(tmp_path / MODEL / "model.json", CARD)
+    files.write_tsv(tmp_path / MODEL / "scores.tsv", scores(4))
+    files.write_text(tmp_path / "logs" / "CITATION.tex", "earlier")
+    methods.write(Derivatives(tmp_path), tmp_path / MODEL)
+    assert (tmp_path / "logs" / "CITATION.md").is_file()
+    assert not (tmp_path / "logs" / "CITATION.tex").exists()
+
+
 def test_the_app_writes_them_and_writes_them_again(heads, trained, tmp_path):
     card = json.loads((trained / MODEL / "model.json").read_text())
     logs = trained / "logs"

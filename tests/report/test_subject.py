@@ -164,6 +164,22 @@ def test_a_picture_that_fails_loses_no_mask(heads, trained, tmp_path, monkeypatc
     assert "<img" not in page
 
 
+def test_without_the_model_the_shape_check_stays(heads, out):
+    (picture,) = out.glob("sub-02/figures/*_desc-rebuilt_*")
+    before = picture.read_bytes()
+    shutil.rmtree(out / MODEL)
+    assert cli.main([str(heads), str(out), "participant", "--reports-only"]) == 0
+    assert picture.read_bytes() == before
+
+
+def test_a_card_that_cannot_be_read_costs_no_page(heads, out, capfd):
+    (out / MODEL / "model.json").write_text('{"format": 0}')
+    (out / "sub-02.html").unlink()
+    assert cli.main([str(heads), str(out), "participant", "--reports-only"]) == 0
+    assert "No reconstruction is drawn" in capfd.readouterr().err
+    assert (out / "sub-02.html").is_file()
+
+
 def test_reports_only_draws_what_is_on_disk_and_masks_nothing(heads, out, capfd):
     masks = {path: path.read_bytes() for path in out.rglob("*_mask.nii.gz")}
     for folder in out.glob("sub-*/figures"):
