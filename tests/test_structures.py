@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from builders import MODEL, VALIDATOR, complaints, run, table
 
 import singlestrip_bids
@@ -19,6 +20,7 @@ from singlestrip_bids.bids.scans import find_scans
 from singlestrip_bids.image import nifti
 from singlestrip_bids.image.masks import clean
 from singlestrip_bids.image.structures import Structure
+from singlestrip_bids.machine.files import load_tensors
 
 NAMES = {3: "left half", 8: "right-half", 20: "stem"}
 TABLE = "index\tname\tcolor\n" + "".join(f"{i}\t{n}\t#00{i:02x}ff\n" for i, n in NAMES.items())
@@ -197,6 +199,20 @@ def test_a_model_of_a_mask_tells_none(trained, heads):
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_it_is_valid_bids(out):
     assert complaints(out) == set()
+
+
+def test_a_piece_apart_is_of_no_structure(dataset, tmp_path):
+    bids = Path(shutil.copytree(dataset, tmp_path / "bids"))
+    (path,) = bids.glob("derivatives/manual/sub-01/anat/*_dseg.nii.gz")
+    image = nib.load(path)
+    found = np.asarray(image.dataobj).copy()
+    found[:2, :2, :2] = 20
+    nib.save(nib.Nifti1Image(found, image.affine), path)
+    runs = []
+    for folder, where in (("one", dataset), ("other", bids)):
+        assert run(where, tmp_path / folder, "group", "--rounds", "0", "--sloppy") == 0
+        runs.append(load_tensors(tmp_path / folder / MODEL / "label.safetensors")[0])
+    assert torch.equal(runs[0]["parts_0"], runs[1]["parts_0"])
 
 
 def test_the_label_is_its_own_union(dataset):

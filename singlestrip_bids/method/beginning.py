@@ -19,6 +19,7 @@ from ..image import nifti
 from ..image.frame import Frame
 from ..image.grid import Grid, HalvedGrid, conform, conform_image
 from ..image.head import refuse_stripped
+from ..image.masks import Mask
 from ..image.nifti import Image
 from ..image.structures import Numbers, Structure, conform_numbers, numbered
 from ..machine import files
@@ -58,7 +59,7 @@ def begin(
     if config.work_dir:  # which other trainings may share
         work = config.work_dir / files.fingerprint(key, str(config.output_dir))[:16]
     how = config.log_dir, config.stop_on_first_crash
-    structures, numbers = _structures(labels, [image for image, _ in pairs], grid)
+    structures, numbers = _structures(labels, pairs, grid)
     encoder = encoders.chosen(method, config.encoder, runtime)
     trainer = Trainer(folder, work, method, frame, runtime, key, structures, encoder, *how)
     masks = [conform(mask, image.affine, grid, image.fill).data for image, mask in pairs]
@@ -76,17 +77,20 @@ def begin(
 
 
 def _structures(
-    labels: Sequence[Label], images: Sequence[Image], grid: Grid
+    labels: Sequence[Label], pairs: Sequence[tuple[Image, Mask]], grid: Grid
 ) -> tuple[tuple[Structure, ...], list[Numbers | None]]:
     """Read what the labels tell apart, and number it on the grid, in voxels of 2 mm or so.
 
-    A label that is a mask, or holds one structure, tells nothing apart.
+    A label that is a mask, or holds one structure, tells nothing apart. What lies outside of the
+    masks, in a piece of its own, is left out.
     """
     nothing: list[Numbers | None] = [None] * len(labels)
     if not all(label.is_dseg for label in labels):
         return (), nothing
+    images = [image for image, _ in pairs]
     found = [
-        nifti.load_dseg(label.mask, image) for label, image in zip(labels, images, strict=True)
+        np.where(mask, nifti.load_dseg(label.mask, image), 0)
+        for label, (image, mask) in zip(labels, pairs, strict=True)
     ]
     named = structures_in({label.mask: one for label, one in zip(labels, found, strict=True)})
     structures = tuple(one for one in named if _is_seen(one, labels, found, images, grid))
@@ -94,10 +98,9 @@ def _structures(
         return (), nothing
     fine = grid if grid.size > FINE else HalvedGrid(grid)
     LOG.info("%d structures: %s.", len(structures), ", ".join(s.name for s in structures[:9]))
-    pairs = zip(images, found, strict=True)
     return structures, [
         conform_numbers(numbered(one, structures), image.affine, fine, image.fill)
-        for image, one in pairs
+        for image, one in zip(images, found, strict=True)
     ]
 
 
