@@ -197,8 +197,8 @@ def build_parser() -> Parser:
     )  # fmt: skip
     training.add_argument(
         "--any-orientation", action="store_true",
-        help="heads lie as they like, as fetuses and animals do: networks see them turned all "
-        "ways, registration seeks the rotation; all are of the label's size",
+        help="heads in any position, such as fetuses and animals: networks see all rotations, "
+        "registration seeks the right one; all heads are taken to be of the label's size",
     )  # fmt: skip
     training.add_argument(
         "--rounds", type=int, choices=range(10), metavar="N",
