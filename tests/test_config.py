@@ -314,3 +314,17 @@ def test_steps_are_those_of_the_last_and_come_first():
 def test_a_number_beyond_all_bounds_is_refused():
     with pytest.raises(Usage, match="steps=9"):
         with_settings(PRESETS["quick"], ["steps=" + "9" * 400])
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [
+        ("--qc-threshold", "number"),
+        ("--random-seed", "int"),
+        ("--border-mm", "number"),
+        ("--top-k", "positive int"),
+    ],
+)
+def test_impossible_values_are_named_in_plain_words(tmp_path, capsys, option, kind):
+    assert cli.main([str(tmp_path), str(tmp_path), "participant", option, "high"]) == 64
+    assert f"invalid {kind} value: 'high'" in capsys.readouterr().err
