@@ -92,7 +92,7 @@ def _type(action: argparse.Action) -> dict[str, Any]:
     parse = getattr(action.type, "__name__", "str")
     if parse.endswith("int"):
         return {"type": "Number", "integer": True}
-    if parse.endswith("float") or parse in ("_fraction", "_border"):
+    if parse in ("float", "number"):
         return {"type": "Number"}
     return {"type": "String"}
 

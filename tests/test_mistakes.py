@@ -29,8 +29,7 @@ def test_work_folder_in_the_dataset(bids, tmp_path, capfd):
 
 
 def test_two_masks_of_one_subject(bids, tmp_path, capfd):
-    second = bids / "derivatives/other/sub-01/anat/sub-01_desc-brain_mask.nii.gz"
-    second.parent.mkdir(parents=True)
+    second = bids / "derivatives/manual/sub-01/anat/sub-01_run-2_desc-brain_mask.nii.gz"
     shutil.copy(bids / LABEL, second)
     code = run(bids, tmp_path / "out", "group", "--label-subject", "01")
     complaint(capfd, code, 64, str(second), "--label-mask")
