@@ -4,8 +4,8 @@ Three things can be seen of every mask without a truth: how well the autoencoder
 and how well it agrees with the masks of the image whose intensities are remapped, mildly and
 strongly. A line through the first and the mean of the others (in the logarithm of what is missing
 to 1) gives the expected Dice; the spread of the masks around it gives the interval, in the manner
-of conformal prediction. The line is that of the network's mask. How much
-label and fine network change of it tells what is missing in what is written, too.
+of conformal prediction. The line is that of the network's mask. How much label and fine network
+change of it tells what is missing in what is written, too.
 """
 
 from __future__ import annotations
